@@ -1,0 +1,73 @@
+"""Cookie text, in and out: the reference implementation of ``_cookies_c``."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+_is_name = lru_cache(maxsize=64)(re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII).fullmatch)
+_is_token = re.compile(r"[\w!#$%&'*+.^`|~:-]+", re.ASCII).fullmatch
+
+# One pair as browsers send it: the value is free of spaces, quotes and backslashes, or it is
+# one closed quoted string.
+_match_pair = re.compile(
+    r"""([^ =;"\\]+)(?:=("(?:[^"\\]|\\.)*"|[^ ;"\\]*))?(?:; ?|\Z)""", re.ASCII
+).match
+_sub_escape = re.compile(r"\\(?:([0-3][0-7][0-7])|(.))").sub
+
+_ESCAPES = {code: f"\\{code:03o}" for code in (*range(32), ord(","), ord(";"), *range(127, 256))}
+_ESCAPES |= {ord('"'): '\\"', ord("\\"): "\\\\"}
+
+
+def find_cookie(header: str, name: str) -> str | bool | None:
+    """Find the value of one cookie in a Cookie header.
+
+    :param header: the first Cookie header of a request.
+    :param name: the cookie's name.
+    :return: what ``request.cookies.get(name)`` returns in aiohttp 3.13 and later, or False when
+        the header (or the name) has a shape that is left to aiohttp's own parser.
+    """
+    if not (header.isascii() and header.isprintable() and _is_name(name)):
+        return False
+    if '"' in header:
+        return _find_among_quoted(header, name)
+    if header.count(" ") != header.count("; "):
+        return False
+    end = len(header)
+    while (start := header.rfind(name, 0, end)) >= 0:
+        after = start + len(name)
+        if start == 0 or header[start - 1] in "; ":
+            if header.startswith("=", after):
+                stop = header.find(";", after)
+                return header[after + 1 :] if stop < 0 else header[after + 1 : stop]
+            if after == len(header) or header[after] == ";":
+                return ""
+        end = after - 1
+    return None
+
+
+def _find_among_quoted(header: str, name: str) -> str | bool | None:
+    value = None
+    position = 0
+    while position < len(header):
+        pair = _match_pair(header, position)
+        if pair is None:
+            return False
+        position = pair.end()
+        if pair[1] == name:
+            value = pair[2] or ""
+    if value is not None and value[:1] == '"':
+        return _sub_escape(_unescape, value[1:-1])
+    return value
+
+
+def _unescape(escape: re.Match[str]) -> str:
+    return chr(int(escape[1], 8)) if escape[1] else escape[2]
+
+
+def quote(value: str) -> str:
+    """Write a cookie value as ``http.cookies`` does.
+
+    Values outside of the token alphabet go into double quotes, with octal escapes.
+    """
+    return value if _is_token(value) else f'"{value.translate(_ESCAPES)}"'

@@ -1,0 +1,42 @@
+"""The one switch between the compiled hot path and its pure-Python reference.
+
+``AIOHTTP_SESSION_NO_EXTENSIONS=1`` in the environment, an interpreter that is not CPython, or an
+installation without the extensions gives the pure one.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+IMPLEMENTATION = "python"
+"""Which implementation is in use: ``"cython"`` or ``"python"``."""
+
+if sys.implementation.name == "cpython" and not os.environ.get("AIOHTTP_SESSION_NO_EXTENSIONS"):
+    try:
+        from . import _cookies_c, _payload_c, _session_c  # noqa: F401
+
+        IMPLEMENTATION = "cython"
+    except ImportError:
+        pass
+
+if TYPE_CHECKING or IMPLEMENTATION == "python":
+    from ._cookies_py import find_cookie, quote
+    from ._payload_py import decode, dumps, encode
+    from ._session_py import Session, fingerprint
+else:
+    from ._cookies_c import find_cookie, quote
+    from ._payload_c import decode, dumps, encode
+    from ._session_c import Session, fingerprint
+
+__all__ = (
+    "IMPLEMENTATION",
+    "Session",
+    "decode",
+    "dumps",
+    "encode",
+    "find_cookie",
+    "fingerprint",
+    "quote",
+)

@@ -1,0 +1,195 @@
+"""The session: the reference implementation of ``_session_c``."""
+
+from __future__ import annotations
+
+import marshal
+import time
+from collections.abc import Iterator, MutableMapping
+from typing import Any
+
+_SCALARS = frozenset((str, int, float, bool, type(None)))
+
+
+class Session(MutableMapping[str, Any]):
+    """A user's session: a dict that knows whether it must be saved.
+
+    Made by a storage; an application gets it from `get_session` or `new_session`.
+
+    :param identity: the id under which a server storage keeps the session, or None.
+    :param data: ``{"created": <Unix time>, "session": {...}}`` or None. An empty mapping makes a
+        new session without an identity, so that nobody chooses the id of somebody else's session.
+    :param new: whether the session did not come with the request.
+    :param max_age: seconds after which a session that was not saved is over; None is never.
+    """
+
+    _changed: bool
+    _created: int
+    _identity: Any | None
+    _mapping: dict[str, Any]
+    _max_age: int | None
+    _new: bool
+
+    # What a storage needs to know at the save; class attributes, since they rarely differ.
+    _issued: int | None = None
+    """When the session was first saved, for an absolute lifetime."""
+    _record: bytes | None = None
+    """The payload that a server storage holds of the session, as it was loaded."""
+    _renew: bool = False
+    """The identity is to be replaced by a new one at the save."""
+    _replaces: str | None = None
+    """The cookie value of the earlier session that a new one replaces."""
+    _touch: bool = False
+    """Due for a save only to stay alive."""
+
+    def __init__(
+        self,
+        identity: Any | None,
+        *,
+        data: Any | None,
+        new: bool,
+        max_age: int | None = None,
+    ) -> None:
+        mapping: dict[str, Any] = {}
+        now = int(time.time())
+        created = data.get("created") if data else None
+        if created is None:
+            # Without a known age, a session that can expire has expired.
+            created = now
+            expired = max_age is not None
+        else:
+            expired = max_age is not None and now - created > max_age
+        if data and not expired:
+            mapping.update(data.get("session") or ())
+        # A literal empty mapping is a record that was emptied: its id must not be used again.
+        emptied = data == {}
+        self._changed = False
+        self._mapping = mapping
+        self._identity = None if emptied else identity
+        self._new = new or emptied
+        self._max_age = max_age
+        self._created = created
+        self._fingerprint = fingerprint(mapping)
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__} [new:{self.new}, changed:{self._changed}, "
+            f"created:{self.created}] {self._mapping!r}>"
+        )
+
+    @property
+    def new(self) -> bool:
+        """Whether the session did not come with the request."""
+        return self._new
+
+    @property
+    def identity(self) -> Any | None:
+        """The id under which a server storage keeps the session; None until it is first saved."""
+        return self._identity
+
+    @property
+    def created(self) -> int:
+        """Unix time in seconds of the creation or of the last change, whichever is later."""
+        return self._created
+
+    @property
+    def empty(self) -> bool:
+        """Whether the session holds nothing."""
+        return not self._mapping
+
+    @property
+    def max_age(self) -> int | None:
+        """Seconds from the last save after which the session is over; None is never."""
+        return self._max_age
+
+    @max_age.setter
+    def max_age(self, value: int | None) -> None:
+        self._max_age = value
+
+    def changed(self) -> None:
+        """Have the session saved, whether or not a change can be seen in it."""
+        self._changed = True
+
+    def invalidate(self) -> None:
+        """Empty the session; its record and cookie are deleted when the response is sent.
+
+        What is written afterwards is saved under a new id.
+        """
+        self._changed = True
+        self._renew = True
+        self._mapping = {}
+
+    def regenerate_id(self) -> None:
+        """Keep the data, but have them saved under a new id, and the old record deleted.
+
+        Call it at log-in and whenever privileges change, so that an id that somebody planted or
+        saw before is worth nothing after (OWASP session management: renew the session id).
+        """
+        self._changed = True
+        self._renew = True
+
+    def set_new_identity(self, identity: Any | None) -> None:
+        """Choose the id of a new session.
+
+        :raises RuntimeError: if the session is not new.
+        """
+        if not self._new:
+            raise RuntimeError("Can't change identity for a session which is not new")
+        self._identity = identity
+
+    def __len__(self) -> int:
+        return len(self._mapping)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._mapping)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._mapping
+
+    def __getitem__(self, key: str) -> Any:
+        return self._mapping[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._mapping[key] = value
+        self._changed = True
+        self._created = int(time.time())
+
+    def __delitem__(self, key: str) -> None:
+        del self._mapping[key]
+        self._changed = True
+        self._created = int(time.time())
+
+    def _needs_save(self) -> bool:
+        """Tell whether the session must be saved, and note nested changes that nobody announced."""
+        if self._changed or self._replaces is not None:
+            return True
+        if self._fingerprint is not None and self._fingerprint != fingerprint(self._mapping):
+            self._changed = True
+        elif not self._touch:
+            return False
+        self._created = int(time.time())
+        return True
+
+    def _was_saved(self) -> None:
+        """Start over with looking for changes, after a save."""
+        self._changed = self._renew = self._touch = False
+        self._replaces = None
+        self._fingerprint = fingerprint(self._mapping)
+
+
+def fingerprint(mapping: dict[str, Any]) -> bytes | None:
+    """Describe the containers among a session's values, so that a change inside shows.
+
+    Other values can only change by being set, which the session sees.
+
+    :return: None if there are no containers, else bytes that are equal for equal contents of
+        equal types.
+    """
+    nested = [value for value in mapping.values() if value.__class__ not in _SCALARS]
+    if not nested:
+        return None
+    try:
+        # Format 2 has no back references: the same contents always give the same bytes.
+        # They are only compared, never loaded.
+        return marshal.dumps(nested, 2)
+    except ValueError:
+        return repr(nested).encode("utf-8", "backslashreplace")

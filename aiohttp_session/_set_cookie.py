@@ -1,0 +1,102 @@
+"""Set-Cookie lines, written once and reused."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from http.cookies import Morsel
+from typing import Any
+
+from aiohttp import web
+
+from ._core import quote
+
+_EPOCH = "Thu, 01 Jan 1970 00:00:00 GMT"
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+class CookieWriter:
+    """Puts one storage's cookie on responses, just as ``response.set_cookie`` would."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._name = ""
+        self._params: dict[str, Any] = {}
+        self._styles: dict[Any, _Style] = {}
+
+    def write(
+        self,
+        response: web.StreamResponse,
+        name: str,
+        value: str,
+        params: Mapping[str, Any],
+        max_age: float | None = None,
+    ) -> int:
+        """Set the cookie on a response; an empty value deletes it.
+
+        :param params: arguments of ``response.set_cookie``.
+        :param max_age: seconds; if not None, it replaces that of the params and adds ``expires``.
+        :return: the length of the cookie in bytes: name, value and attributes.
+        :raises http.cookies.CookieError: for a name that is reserved or no token.
+        """
+        style = self._style(name, params, max_age if value else "delete")
+        cookies = response.cookies
+        if not value:
+            cookies.pop(name, None)
+        elif name in cookies or not (value.isascii() and value.isprintable()):
+            response.set_cookie(name, value, **style.params)
+            return len(cookies[name].OutputString())
+        morsel = cookies[name] = _WrittenMorsel(name, value, style)
+        return len(name) + len("=") + len(morsel.coded_value) + len(style.tail)
+
+    def _style(self, name: str, params: Mapping[str, Any], lifetime: float | str | None) -> _Style:
+        second = int(time.time())
+        if second != self._second or params != self._params or name != self._name:
+            self._second, self._params, self._name = second, dict(params), name
+            self._styles.clear()
+        style = self._styles.get(lifetime)
+        if style is None:
+            if lifetime == "delete":
+                params = {**params, "max_age": 0, "expires": _EPOCH}
+            elif lifetime is not None:
+                expires = _http_date(time.time() + float(lifetime))
+                params = {**params, "max_age": lifetime, "expires": expires}
+            style = self._styles[lifetime] = _Style(name, params)
+        return style
+
+
+class _Style:
+    """The attributes of a cookie, and the text that aiohttp writes for them."""
+
+    def __init__(self, name: str, params: Mapping[str, Any]) -> None:
+        response = web.StreamResponse()
+        response.set_cookie(name, "v", **params)
+        morsel = response.cookies[name]
+        self.params = params
+        self.attributes = dict(morsel)
+        self.tail = morsel.OutputString()[len(name) + len("=v") :]
+
+
+class _WrittenMorsel(Morsel[str]):
+    """A Morsel that knows its text, and forgets it when somebody changes the Morsel."""
+
+    def __init__(self, name: str, value: str, style: _Style) -> None:
+        dict.__init__(self, style.attributes)
+        coded = quote(value)
+        self.__setstate__({"key": name, "value": value, "coded_value": coded})  # type: ignore[attr-defined]
+        self._style = style
+        self._written = (name, coded)
+
+    def OutputString(self, attrs: Any = None) -> str:  # noqa: N802 - Morsel's name
+        pair = (self.key, self.coded_value)
+        if attrs is None and pair == self._written and dict.__eq__(self, self._style.attributes):
+            return f"{pair[0]}={pair[1]}{self._style.tail}"
+        return super().OutputString(attrs)
+
+
+def _http_date(timestamp: float) -> str:
+    """Write a time as the reference package does, with dashes, in any locale."""
+    moment = time.gmtime(timestamp)
+    day, month = _DAYS[moment.tm_wday], _MONTHS[moment.tm_mon - 1]
+    return time.strftime(f"{day}, %d-{month}-%Y %H:%M:%S GMT", moment)

@@ -1,0 +1,141 @@
+"""Sessions in an encrypted cookie."""
+
+from __future__ import annotations
+
+import base64
+import os
+import struct
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from .storage import CookieStorage, LifecycleOptions
+
+try:
+    from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
+    from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+except ImportError as error:
+    raise ImportError("Please install cryptography: pip install aiohttp-session[secure]") from error
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Key: TypeAlias = "str | bytes | bytearray"
+
+_KEY_SIZE = 32  # bytes
+_NONCE_SIZE = 12  # bytes
+# An AES-GCM-SIV cookie is the urlsafe base64, without padding, of a version byte, a nonce, and
+# the sealed Unix time (8 bytes) and payload.
+_SIV_VERSION = b"\x01"
+_SIV_LETTER = "A"  # what the version byte begins with in base64; Fernet tokens begin with "g"
+_BODY = len(_SIV_VERSION) + _NONCE_SIZE
+_TIME = struct.Struct(">Q")
+
+
+class EncryptedCookieStorage(CookieStorage):
+    """Keep the session in a cookie that is encrypted and authenticated.
+
+    :param secret_key: 32 bytes, or the same in urlsafe base64 as a str. A sequence of keys lets
+        them rotate: the first seals, all open. A `Fernet` or `MultiFernet` is used as it is.
+    :param cipher: how cookies are sealed: ``"fernet"`` (AES-128-CBC with HMAC-SHA256, as the
+        reference package does), or ``"aes-256-gcm-siv"`` (RFC 8452), which is faster and makes
+        smaller cookies, bound to the cookie's name. Both are always read, so a fleet can be
+        moved from one to the other; only ``Fernet`` objects read and write Fernet alone.
+    :raises ValueError: if a key is not 32 bytes, or the cipher can't be had.
+
+    Takes the options of `AbstractStorage` and `LifecycleStorage` as well.
+    """
+
+    def __init__(
+        self,
+        secret_key: Key | Fernet | MultiFernet | Sequence[Key],
+        *,
+        cipher: Literal["fernet", "aes-256-gcm-siv"] = "fernet",
+        **options: Unpack[LifecycleOptions],
+    ) -> None:
+        super().__init__(**options)
+        if cipher not in {"fernet", "aes-256-gcm-siv"}:
+            raise ValueError(f"cipher must be 'fernet' or 'aes-256-gcm-siv', not {cipher!r}")
+        if isinstance(secret_key, (Fernet, MultiFernet)):
+            if cipher != "fernet":
+                raise ValueError(f"cipher {cipher!r} needs the secret key, not a Fernet object")
+            secrets = []
+            self._fernet = secret_key
+        else:
+            keys = [secret_key] if isinstance(secret_key, (str, bytes, bytearray)) else secret_key
+            secrets = [_secret(key) for key in keys]
+            if not secrets:
+                raise ValueError("secret_key is an empty sequence: give at least one key")
+            fernets = [Fernet(base64.urlsafe_b64encode(secret)) for secret in secrets]
+            self._fernet = fernets[0] if len(fernets) == 1 else MultiFernet(fernets)
+        self._ciphers: tuple[AESGCMSIV, ...] = ()
+        try:
+            self._ciphers = tuple(AESGCMSIV(_derive(secret)) for secret in secrets)
+        except UnsupportedAlgorithm as error:
+            if cipher != "fernet":
+                raise ValueError(f"cipher {cipher!r} needs OpenSSL 3.2 or later") from error
+        self._seals_with_siv = cipher != "fernet"
+        # An assignment to _fernet on a live storage retires the other cipher's keys with it.
+        self._keyed = self._fernet
+
+    def seal(self, payload: bytes) -> str:
+        """Encrypt a payload with the first key."""
+        if not (self._seals_with_siv and self._fernet is self._keyed):
+            return self._fernet.encrypt(payload).decode("ascii")
+        nonce = os.urandom(_NONCE_SIZE)
+        message = _TIME.pack(int(time.time())) + payload
+        sealed = self._ciphers[0].encrypt(nonce, message, self._associated())
+        return base64.urlsafe_b64encode(_SIV_VERSION + nonce + sealed).rstrip(b"=").decode("ascii")
+
+    def open(self, cookie: str) -> tuple[bytes, int] | None:
+        """Decrypt a cookie with whichever key fits."""
+        try:
+            if cookie.startswith(_SIV_LETTER):
+                return self._open_siv(cookie)
+            token = cookie.encode("ascii")
+            payload = self._fernet.decrypt(token)
+            # The authenticated header of a Fernet token: a version byte and the time.
+            return payload, *_TIME.unpack_from(base64.urlsafe_b64decode(token[:12]), 1)
+        except (InvalidToken, ValueError):
+            return None
+
+    def _open_siv(self, cookie: str) -> tuple[bytes, int] | None:
+        sealed = base64.urlsafe_b64decode(cookie + "=" * (-len(cookie) % 4))
+        if self._fernet is not self._keyed or not sealed.startswith(_SIV_VERSION):
+            return None
+        nonce, ciphertext = sealed[1:_BODY], sealed[_BODY:]
+        for cipher in self._ciphers:
+            try:
+                message = cipher.decrypt(nonce, ciphertext, self._associated())
+            except (InvalidTag, ValueError):
+                continue
+            return message[_TIME.size :], *_TIME.unpack_from(message)
+        return None
+
+    def _associated(self) -> bytes:
+        """Return what is authenticated with a cookie: it is worth nothing under another name."""
+        return _SIV_VERSION + self._cookie_name.encode("utf-8")
+
+
+def _secret(key: Key) -> bytes:
+    """Return the 32 bytes of a key."""
+    try:
+        secret = base64.urlsafe_b64decode(key) if isinstance(key, str) else bytes(key)
+    except ValueError:
+        secret = b""
+    if len(secret) != _KEY_SIZE:
+        raise ValueError(
+            "A secret key must be 32 bytes, or 32 bytes in urlsafe base64 as a str. "
+            "Fernet.generate_key().decode() makes one"
+        )
+    return secret
+
+
+def _derive(secret: bytes) -> bytes:
+    """Make the key of the second cipher, so that no key serves two."""
+    return HKDF(SHA256(), _KEY_SIZE, salt=None, info=b"aiohttp-session aes-256-gcm-siv").derive(
+        secret
+    )

@@ -1,0 +1,73 @@
+"""Sessions in the memory of this process."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from .storage import ServerOptions, ServerStorage
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class MemoryStorage(ServerStorage):
+    """Keep sessions in this process, for development, tests and services of one process.
+
+    They are gone when the process ends, and no other process sees them.
+
+    :param max_sessions: how many sessions are kept at the most; the least recently used goes
+        first.
+    :raises ValueError: if max_sessions is not positive.
+
+    Takes the options of `AbstractStorage`, `LifecycleStorage` and `ServerStorage` as well.
+    """
+
+    def __init__(self, *, max_sessions: int = 100_000, **options: Unpack[ServerOptions]) -> None:
+        super().__init__(**options)
+        if max_sessions < 1:
+            raise ValueError(f"max_sessions must be at least 1, not {max_sessions!r}")
+        self._max_sessions = max_sessions
+        self._records: OrderedDict[str, tuple[bytes, float | None]] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Return the number of records, expired ones included until they are next asked for."""
+        return len(self._records)
+
+    def __bool__(self) -> bool:
+        return True
+
+    async def read(self, key: str) -> bytes | None:
+        record = self._records.get(key)
+        if record is None:
+            return None
+        payload, expires = record
+        if expires is not None and time.time() >= expires:
+            del self._records[key]
+            return None
+        self._records.move_to_end(key)
+        return payload
+
+    async def create(self, key: str, payload: bytes, ttl: int | None) -> None:
+        expires = None if ttl is None else time.time() + ttl
+        self._records[key] = payload, expires
+        self._records.move_to_end(key)
+        if len(self._records) > self._max_sessions:
+            self._records.popitem(last=False)
+
+    async def update(self, key: str, payload: bytes, ttl: int | None) -> bool:
+        if await self.read(key) is None:
+            return False
+        await self.create(key, payload, ttl)
+        return True
+
+    async def swap(self, key: str, expected: bytes, payload: bytes, ttl: int | None) -> bool:
+        # Atomic: nothing here gives up control to another task.
+        if await self.read(key) != expected:
+            return False
+        await self.create(key, payload, ttl)
+        return True
+
+    async def delete(self, key: str) -> None:
+        self._records.pop(key, None)

@@ -1,0 +1,71 @@
+"""Sessions in a cookie sealed by NaCl."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ._core import Session
+from .storage import CookieStorage, LifecycleOptions
+
+try:
+    import nacl.exceptions
+    import nacl.secret
+except ImportError as error:
+    raise ImportError("Please install PyNaCl: pip install aiohttp-session[pynacl]") from error
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class NaClCookieStorage(CookieStorage):
+    """Keep the session in a cookie that is sealed by NaCl's SecretBox (XSalsa20 and Poly1305).
+
+    :param secret_key: 32 bytes. A sequence of keys lets them rotate: the first seals, all open.
+    :raises ValueError: if a key is not 32 bytes long.
+    :raises TypeError: if a key is not bytes.
+
+    Takes the options of `AbstractStorage` and `LifecycleStorage` as well.
+    """
+
+    def __init__(
+        self, secret_key: bytes | Sequence[bytes], **options: Unpack[LifecycleOptions]
+    ) -> None:
+        super().__init__(**options)
+        keys = [secret_key] if isinstance(secret_key, (bytes, bytearray, str)) else secret_key
+        self._secretboxes = [_secretbox(key) for key in keys]
+        if not self._secretboxes:
+            raise ValueError("secret_key is an empty sequence: give at least one key")
+        self._secretbox = self._secretboxes[0]
+
+    def empty_session(self) -> Session:
+        """Make an empty session."""
+        return Session(None, data=None, new=True, max_age=self.max_age)
+
+    def seal(self, payload: bytes) -> str:
+        """Encrypt a payload with the first key and a random nonce."""
+        return base64.b64encode(self._secretbox.encrypt(payload)).decode("ascii")
+
+    def open(self, cookie: str) -> tuple[bytes, None] | None:
+        """Decrypt a cookie with whichever key fits."""
+        try:
+            sealed = base64.b64decode(cookie)
+        except ValueError:
+            return None
+        # An assignment to _secretbox on a live storage retires every key.
+        live = self._secretbox is self._secretboxes[0]
+        for box in self._secretboxes if live else (self._secretbox,):
+            try:
+                return box.decrypt(sealed), None
+            except (nacl.exceptions.CryptoError, ValueError):
+                continue
+        return None
+
+
+def _secretbox(key: bytes) -> nacl.secret.SecretBox:
+    if not isinstance(key, (bytes, bytearray)):
+        raise TypeError(f"A secret key must be 32 bytes, not {type(key).__name__}")
+    if len(key) != nacl.secret.SecretBox.KEY_SIZE:
+        raise ValueError(f"A secret key must be 32 bytes, not {len(key)}. os.urandom(32) makes one")
+    return nacl.secret.SecretBox(bytes(key))
