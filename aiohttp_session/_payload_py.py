@@ -57,7 +57,7 @@ def decode(text: str | bytes) -> Any:
 
 def _is_plain(value: Any) -> bool:
     """Tell whether orjson writes the value just as json does, or refuses it."""
-    kind = type(value)
+    kind: Any = type(value)
     if kind is str or kind is bool or value is None:
         return True
     if kind is int:
@@ -67,7 +67,7 @@ def _is_plain(value: Any) -> bool:
     try:
         if kind is dict:
             return all(type(key) is str for key in value) and all(map(_is_plain, value.values()))
-        return (kind is list or kind is tuple) and all(map(_is_plain, value))
+        return kind in (list, tuple) and all(map(_is_plain, value))
     except RecursionError:
         return False
 

@@ -39,6 +39,7 @@ class MemoryStorage(ServerStorage):
         return True
 
     async def read(self, key: str) -> bytes | None:
+        """Return the record under a key, unless it has expired."""
         record = self._records.get(key)
         if record is None:
             return None
@@ -50,6 +51,7 @@ class MemoryStorage(ServerStorage):
         return payload
 
     async def create(self, key: str, payload: bytes, ttl: int | None) -> None:
+        """Store a record, at the cost of the least recently used one if there are too many."""
         expires = None if ttl is None else time.time() + ttl
         self._records[key] = payload, expires
         self._records.move_to_end(key)
@@ -57,12 +59,14 @@ class MemoryStorage(ServerStorage):
             self._records.popitem(last=False)
 
     async def update(self, key: str, payload: bytes, ttl: int | None) -> bool:
+        """Replace a record; return False if there is none."""
         if await self.read(key) is None:
             return False
         await self.create(key, payload, ttl)
         return True
 
     async def swap(self, key: str, expected: bytes, payload: bytes, ttl: int | None) -> bool:
+        """Replace a record if it still is the expected one."""
         # Atomic: nothing here gives up control to another task.
         if await self.read(key) != expected:
             return False
@@ -70,4 +74,5 @@ class MemoryStorage(ServerStorage):
         return True
 
     async def delete(self, key: str) -> None:
+        """Delete a record, if there is one."""
         self._records.pop(key, None)

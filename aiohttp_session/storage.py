@@ -119,8 +119,8 @@ class AbstractStorage(abc.ABC):
         httponly: bool = True,
         samesite: str | None = None,
         partitioned: bool = False,
-        encoder: Callable[[object], str | bytes] = dumps,
-        decoder: Callable[[str], Any] = decode,
+        encoder: Callable[[object], str | bytes] | None = None,
+        decoder: Callable[[str], Any] | None = None,
     ) -> None:
         self._cookie_name = cookie_name
         self._cookie_params: _CookieParams = {
@@ -136,8 +136,8 @@ class AbstractStorage(abc.ABC):
         _check_cookie(cookie_name, self._cookie_params)
         self._max_age = max_age
         # Typed as Any for subclasses written against the reference package, where it gives str.
-        self._encoder: Any = encoder
-        self._decoder = decoder
+        self._encoder: Any = dumps if encoder is None else encoder
+        self._decoder: Callable[[str], Any] = decode if decoder is None else decoder
         self._writer = CookieWriter()
         self._size_reported = -math.inf
 

@@ -1,0 +1,1 @@
+"""What a session costs per request: ``python -m benchmarks``."""

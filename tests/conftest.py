@@ -1,0 +1,70 @@
+"""Both implementations of the hot path, and real servers."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+
+from aiohttp_session import _cookies_py, _payload_py, _session_py
+from benchmarks import servers
+
+_TWINS = {"_cookies_c": _cookies_py, "_payload_c": _payload_py, "_session_c": _session_py}
+_NAMES = ("find_cookie", "quote", "encode", "dumps", "decode", "Session", "fingerprint")
+_PURE_ONLY = bool(os.environ.get("AIOHTTP_SESSION_NO_EXTENSIONS"))
+
+
+@pytest.fixture(
+    scope="session", autouse=True, params=["python"] if _PURE_ONLY else ["cython", "python"]
+)
+def implementation(request: pytest.FixtureRequest) -> str:
+    """Run the whole suite over each implementation of the hot path.
+
+    The twins are exchanged wherever the package or a test holds one.
+    """
+    name: str = request.param
+    for compiled_name, pure in _TWINS.items():
+        if _PURE_ONLY:
+            break
+        compiled = _compiled(compiled_name)
+        old, new = (pure, compiled) if name == "cython" else (compiled, pure)
+        pairs = [(getattr(old, n), getattr(new, n)) for n in _NAMES if hasattr(pure, n)]
+        for module_name, module in list(sys.modules.items()):
+            root = module_name.partition(".")[0]
+            if root in {"aiohttp_session", "tests"} and module not in {old, new}:
+                _exchange(module, pairs)
+    return name
+
+
+def _compiled(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(f"aiohttp_session.{name}")
+    except ImportError:
+        pytest.fail(
+            f"The extension aiohttp_session.{name} is missing: make develop builds it, and "
+            "AIOHTTP_SESSION_NO_EXTENSIONS=1 tests without",
+            pytrace=False,
+        )
+
+
+def _exchange(module: ModuleType, pairs: list[tuple[object, object]]) -> None:
+    for attribute, value in list(vars(module).items()):
+        for old, new in pairs:
+            if value is old:
+                setattr(module, attribute, new)
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[servers.Server]:
+    with servers.redis() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def memcached_server() -> Iterator[servers.Server]:
+    with servers.memcached() as server:
+        yield server
