@@ -11,13 +11,14 @@ import time
 import uuid
 import warnings
 from asyncio import sleep
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from http.cookies import CookieError
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import aiohttp
 from aiohttp import hdrs, web
 
+from ._batch import Batch, PerLoop
 from ._core import Session, decode, dumps, encode, find_cookie
 from ._set_cookie import CookieWriter
 from .log import log
@@ -79,6 +80,12 @@ class ServerOptions(LifecycleOptions, total=False):
     key_factory: Callable[[], str]
     hash_ids: bool
     on_conflict: Literal["overwrite", "merge"]
+
+
+class RemoteOptions(ServerOptions, total=False):
+    """The options of `RemoteStorage`, to forward."""
+
+    timeout: float
 
 
 class ConflictError(RuntimeError):
@@ -573,3 +580,29 @@ class ServerStorage(LifecycleStorage):
         if self._hash_ids:
             identity = hashlib.sha256(identity.encode("ascii")).hexdigest()
         return f"{self._cookie_name}_{identity}"
+
+
+class RemoteStorage(ServerStorage):
+    """A server storage that is reached by a network, and batches its operations.
+
+    :param timeout: seconds after which a load or save fails with TimeoutError.
+    :raises ValueError: if timeout is not positive.
+    """
+
+    def __init__(self, *, timeout: float = 5, **options: Unpack[ServerOptions]) -> None:
+        super().__init__(**options)
+        if timeout <= 0:
+            raise ValueError(f"timeout must be a positive number of seconds, not {timeout!r}")
+        self._timeout = timeout
+        self._batches: PerLoop[Batch[Any, Any]] = PerLoop(self._make_batch)
+
+    def _make_batch(self) -> Batch[Any, Any]:
+        return Batch(self._run, timeout=self._timeout)
+
+    @abc.abstractmethod
+    async def _run(self, operations: list[Any]) -> Sequence[Any]:
+        """Do a batch of operations, as `Batch` asks for it."""
+
+    async def finish(self) -> None:
+        """Wait for what is under way in this event loop."""
+        await self._batches.get().finish()
