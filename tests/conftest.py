@@ -5,17 +5,32 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import time
 from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from aiohttp_session import _cookies_py, _payload_py, _session_py
 from benchmarks import servers
 
 _TWINS = {"_cookies_c": _cookies_py, "_payload_c": _payload_py, "_session_c": _session_py}
 _NAMES = ("find_cookie", "quote", "encode", "dumps", "decode", "Session", "fingerprint")
+_THOROUGH = bool(os.environ.get("AIOHTTP_SESSION_THOROUGH"))
 _PURE_ONLY = bool(os.environ.get("AIOHTTP_SESSION_NO_EXTENSIONS"))
+
+# Property tests: cheap examples by the thousand, those that go through a storage by the hundred.
+# AIOHTTP_SESSION_THOROUGH=1 asks for twenty times as many.
+settings.register_profile(
+    "default",
+    deadline=None,
+    derandomize=not _THOROUGH,
+    max_examples=40_000 if _THOROUGH else 2_000,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors],
+)
+settings.load_profile("default")
+settings.register_profile("storages", settings.default, max_examples=4_000 if _THOROUGH else 100)
 
 
 @pytest.fixture(
@@ -68,3 +83,20 @@ def redis_server() -> Iterator[servers.Server]:
 def memcached_server() -> Iterator[servers.Server]:
     with servers.memcached() as server:
         yield server
+
+
+class Clock:
+    """A `time.time` that stands still until it is set."""
+
+    def __init__(self) -> None:
+        self.now = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "time", clock)
+    return clock

@@ -1,0 +1,9 @@
+from tests.contract import Encrypted, EncryptedSiv, StorageContract
+
+
+class TestEncryptedCookieStorage(Encrypted, StorageContract):
+    pass
+
+
+class TestEncryptedCookieStorageWithGcmSiv(EncryptedSiv, StorageContract):
+    pass

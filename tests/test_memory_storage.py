@@ -1,0 +1,5 @@
+from tests.contract import Memory, ServerContract
+
+
+class TestMemoryStorage(Memory, ServerContract):
+    pass

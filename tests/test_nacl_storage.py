@@ -1,0 +1,5 @@
+from tests.contract import NaCl, StorageContract
+
+
+class TestNaClCookieStorage(NaCl, StorageContract):
+    pass
