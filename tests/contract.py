@@ -138,7 +138,7 @@ class Simple:
 
 
 class Encrypted(Simple):
-    storage_class = EncryptedCookieStorage
+    storage_class: type[Any] = EncryptedCookieStorage
 
     def make(self, cls: type[Any] | None = None, **options: Any) -> Any:
         return super().make(cls, **{"secret_key": KEY, **options})
@@ -150,15 +150,15 @@ class EncryptedSiv(Encrypted):
 
 
 class NaCl(Encrypted):
-    storage_class = NaClCookieStorage
+    storage_class: type[Any] = NaClCookieStorage
 
 
 class Memory(Simple):
-    storage_class = MemoryStorage
+    storage_class: type[Any] = MemoryStorage
 
 
 class OnRedis:
-    storage_class = RedisStorage
+    storage_class: type[Any] = RedisStorage
 
     @pytest.fixture(autouse=True)
     async def _redis(self, redis_server: Server) -> AsyncIterator[None]:
@@ -171,7 +171,7 @@ class OnRedis:
 
 
 class OnMemcached:
-    storage_class = MemcachedStorage
+    storage_class: type[Any] = MemcachedStorage
 
     @pytest.fixture(autouse=True)
     async def _memcached(self, memcached_server: Server) -> AsyncIterator[None]:

@@ -1,3 +1,5 @@
+"""EncryptedCookieStorage: the contract, and what is its own."""
+
 from tests.contract import Encrypted, EncryptedSiv, StorageContract
 
 
