@@ -1,0 +1,71 @@
+# The commands of this project; each installs what it needs into .venv, once.
+#   PYTHON=python3.13   the interpreter that .venv is made with
+#   ARGS="-x -k redis"  what to pass on to pytest or the benchmarks
+
+PYTHON = python3
+BIN = .venv/bin
+SANITIZERS = address,undefined
+# Tests that need no server, and run the compiled code.
+CORE_TESTS = $(wildcard $(addprefix tests/test_,$(addsuffix .py,parity cookies payload session)))
+
+.PHONY: develop demo test test-pure test-asan lint bench docs clean servers
+
+develop: .venv/has-lint
+
+demo: .venv/has-all
+	@echo "The example application starts on http://127.0.0.1:8080; Ctrl-C stops it."
+	$(BIN)/python examples/shop.py --host 127.0.0.1 --port 8080
+
+test: .venv/has-test servers
+	$(BIN)/python -m pytest $(ARGS)
+
+test-pure: .venv/has-test servers
+	AIOHTTP_SESSION_NO_EXTENSIONS=1 $(BIN)/python -m pytest $(ARGS)
+
+# The package is built from a copy, so that no sanitized object file gets into later builds.
+test-asan: .venv/has-test
+	rm -rf build/asan
+	mkdir -p build/asan/source
+	cp -R aiohttp_session src_ext setup.py pyproject.toml LICENSE README.rst build/asan/source
+	rm -f build/asan/source/aiohttp_session/*.so
+	cp -R tests benchmarks pyproject.toml build/asan
+	cd build/asan && AIOHTTP_SESSION_REQUIRE_EXTENSIONS=1 AIOHTTP_SESSION_DEBUG_BUILD=1 \
+	    CFLAGS="-fsanitize=$(SANITIZERS) -fno-sanitize-recover=all -fno-omit-frame-pointer" \
+	    LDFLAGS="-fsanitize=$(SANITIZERS)" \
+	    $(CURDIR)/$(BIN)/pip install --quiet --no-deps --target . ./source
+	cd build/asan && LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" PYTHONMALLOC=malloc \
+	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	    $(CURDIR)/$(BIN)/python -m pytest $(CORE_TESTS) $(ARGS)
+
+lint: .venv/has-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest $(patsubst aiohttp_session/%.pyi,aiohttp_session.%,$(wildcard aiohttp_session/*.pyi))
+
+bench: .venv/has-bench servers
+	$(BIN)/python -m benchmarks $(ARGS)
+
+docs: .venv/has-lint
+	mkdir -p build/docs
+	for page in README CHANGES; do \
+	    $(BIN)/python -m docutils --strict $$page.rst build/docs/$$page.html || exit; \
+	done
+
+clean:
+	rm -rf .venv .cache build dist *.egg-info aiohttp_session/*.so aiohttp_session/*.pyd
+	rm -rf .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# Redis and memcached: the tests and benchmarks start servers of their own.
+servers:
+	@which redis-server memcached >/dev/null || .ci/apt-install redis-server memcached
+
+.venv/bin/python:
+	@$(PYTHON) -c "import ensurepip" || .ci/apt-install python3-venv python3-dev
+	$(PYTHON) -m venv .venv
+
+# The package is installed editable, with one of its extras and the extensions beside its modules.
+.venv/has-%: pyproject.toml setup.py $(wildcard src_ext/*.p*) | .venv/bin/python
+	$(if $(filter all,$*),,AIOHTTP_SESSION_REQUIRE_EXTENSIONS=1) $(BIN)/pip install --quiet --editable '.[$*]'
+	touch $@

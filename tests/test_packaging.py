@@ -1,0 +1,83 @@
+"""What an installation is made of, seen from fresh interpreters."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+IMPLEMENTATION = "import aiohttp_session; print(aiohttp_session.IMPLEMENTATION)"
+JSON_ROUND_TRIP = """
+from aiohttp_session._core import decode, encode, dumps
+data = {"created": 1, "session": {"a": [1.5, None, True, "é\\ud800", 2**70, float("inf")]}}
+print(decode(encode(data)) == decode(dumps(data)) == data, dumps(data).isascii())
+"""
+
+
+def run(code: str, *, missing: tuple[str, ...] = (), **environment: str) -> str:
+    """Run code in an interpreter in which some modules can't be imported; return its output."""
+    code = f"import sys; sys.modules.update(dict.fromkeys({missing!r}))\n{code}"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert done.stderr == ""
+    return done.stdout.strip()
+
+
+def test_the_environment_asks_for_pure_python() -> None:
+    assert run(IMPLEMENTATION, AIOHTTP_SESSION_NO_EXTENSIONS="1") == "python"
+
+
+@pytest.mark.parametrize("name", ["_cookies_c", "_payload_c", "_session_c"])
+def test_one_missing_extension_gives_pure_python(name: str) -> None:
+    assert run(IMPLEMENTATION, missing=(f"aiohttp_session.{name}",)) == "python"
+
+
+def test_another_interpreter_gives_pure_python() -> None:
+    assert run(f"sys.implementation.name = 'pypy'; {IMPLEMENTATION}") == "python"
+
+
+@pytest.mark.parametrize("pure", ["", "1"])
+def test_the_standard_json_serves_where_orjson_is_missing(pure: str) -> None:
+    printed = run(JSON_ROUND_TRIP, missing=("orjson",), AIOHTTP_SESSION_NO_EXTENSIONS=pure)
+    assert printed == "True True"
+
+
+@pytest.mark.parametrize(
+    ("module", "requirement", "extra"),
+    [
+        ("cookie_storage", "cryptography", "secure"),
+        ("nacl_storage", "nacl", "pynacl"),
+        ("memcached_storage", "aiomcache", "aiomcache"),
+    ],
+)
+def test_a_missing_requirement_is_an_import_error_that_names_the_extra(
+    module: str, requirement: str, extra: str
+) -> None:
+    code = f"try: import aiohttp_session.{module}\nexcept ImportError as error: print(error)"
+    assert run(code, missing=(requirement,)).endswith(f"pip install aiohttp-session[{extra}]")
+
+
+def test_a_missing_redis_is_an_error_at_construction_that_names_the_extra() -> None:
+    code = (
+        "from aiohttp_session.redis_storage import RedisStorage\n"
+        "try: RedisStorage(None)\nexcept RuntimeError as error: print(error)"
+    )
+    assert run(code, missing=("redis",)).endswith("pip install aiohttp-session[aioredis]")
+
+
+def test_the_package_alone_needs_no_optional_requirement() -> None:
+    code = (
+        "import aiohttp_session, aiohttp_session.memory_storage\n"
+        "print({'cryptography', 'nacl', 'redis', 'aiomcache'} & sys.modules.keys())"
+    )
+    assert run(code) == "set()"
