@@ -594,14 +594,15 @@ class RemoteStorage(ServerStorage):
         if timeout <= 0:
             raise ValueError(f"timeout must be a positive number of seconds, not {timeout!r}")
         self._timeout = timeout
-        self._batches: PerLoop[Batch[Any, Any]] = PerLoop(self._make_batch)
+        self._batches: PerLoop[Any] = PerLoop(self._make_batch)
 
-    def _make_batch(self) -> Batch[Any, Any]:
+    def _make_batch(self) -> Any:
+        """Make what has `Batch.submit` and `Batch.finish`, for one event loop."""
         return Batch(self._run, timeout=self._timeout)
 
-    @abc.abstractmethod
     async def _run(self, operations: list[Any]) -> Sequence[Any]:
         """Do a batch of operations, as `Batch` asks for it."""
+        raise NotImplementedError
 
     async def finish(self) -> None:
         """Wait for what is under way in this event loop."""
