@@ -11,7 +11,7 @@ _is_token = re.compile(r"[\w!#$%&'*+.^`|~:-]+", re.ASCII).fullmatch
 # One pair as browsers send it: the value is free of spaces, quotes and backslashes, or it is
 # one closed quoted string.
 _match_pair = re.compile(
-    r"""([^ =;"\\]+)(?:=("(?:[^"\\]|\\.)*"|[^ ;"\\]*))?(?:; ?|\Z)""", re.ASCII
+    r"""([^ =;"\\]+)(?:=("[^"\\]*(?:\\.[^"\\]*)*"|[^ ;"\\]*))?(?:; ?|\Z)""", re.ASCII
 ).match
 _sub_escape = re.compile(r"\\(?:([0-3][0-7][0-7])|(.))").sub
 
@@ -56,9 +56,12 @@ def _find_among_quoted(header: str, name: str) -> str | bool | None:
         position = pair.end()
         if pair[1] == name:
             value = pair[2] or ""
-    if value is not None and value[:1] == '"':
-        return _sub_escape(_unescape, value[1:-1])
-    return value
+    if value is None or value[:1] != '"':
+        return value
+    value = value[1:-1]
+    if r"\\" not in value:  # then the escapes of a JSON cookie can go one kind after the other
+        value = value.replace(r"\"", '"').replace(r"\054", ",")
+    return _sub_escape(_unescape, value) if "\\" in value else value
 
 
 def _unescape(escape: re.Match[str]) -> str:
@@ -70,4 +73,10 @@ def quote(value: str) -> str:
 
     Values outside of the token alphabet go into double quotes, with octal escapes.
     """
-    return value if _is_token(value) else f'"{value.translate(_ESCAPES)}"'
+    if _is_token(value):
+        return value
+    if value.isascii() and value.isprintable():
+        for character in '\\",;':
+            value = value.replace(character, _ESCAPES[ord(character)])
+        return f'"{value}"'
+    return f'"{value.translate(_ESCAPES)}"'
