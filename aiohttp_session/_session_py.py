@@ -51,15 +51,11 @@ class Session(MutableMapping[str, Any]):
     ) -> None:
         mapping: dict[str, Any] = {}
         now = int(time.time())
-        created = data.get("created") if data else None
-        if created is None:
-            # Without a known age, a session that can expire has expired.
-            created = now
-            expired = max_age is not None
-        else:
-            expired = max_age is not None and now - created > max_age
+        created = data.get("created", None) if data else None
+        # Without a known age, a session is as old as Unix time.
+        expired = max_age is not None and now - (created or 0) > max_age
         if data and not expired:
-            mapping.update(data.get("session") or ())
+            mapping.update(data.get("session", None) or ())
         # A literal empty mapping is a record that was emptied: its id must not be used again.
         emptied = data == {}
         self._changed = False
@@ -67,7 +63,7 @@ class Session(MutableMapping[str, Any]):
         self._identity = None if emptied else identity
         self._new = new or emptied
         self._max_age = max_age
-        self._created = created
+        self._created = now if self._new or created is None else created
         self._fingerprint = fingerprint(mapping)
 
     def __repr__(self) -> str:

@@ -17,20 +17,21 @@ from benchmarks import servers
 
 _TWINS = {"_cookies_c": _cookies_py, "_payload_c": _payload_py, "_session_c": _session_py}
 _NAMES = ("find_cookie", "quote", "encode", "dumps", "decode", "Session", "fingerprint")
-_THOROUGH = bool(os.environ.get("AIOHTTP_SESSION_THOROUGH"))
 _PURE_ONLY = bool(os.environ.get("AIOHTTP_SESSION_NO_EXTENSIONS"))
 
-# Property tests: cheap examples by the thousand, those that go through a storage by the hundred.
-# AIOHTTP_SESSION_THOROUGH=1 asks for twenty times as many.
+# Property tests take examples by the thousand where they are cheap, by the hundred where they are
+# trees, and fewer that go through a storage. AIOHTTP_SESSION_THOROUGH=1 asks for 20 times as many.
+_FACTOR = 20 if os.environ.get("AIOHTTP_SESSION_THOROUGH") else 1
 settings.register_profile(
-    "default",
+    "trees",
     deadline=None,
-    derandomize=not _THOROUGH,
-    max_examples=40_000 if _THOROUGH else 2_000,
+    derandomize=_FACTOR == 1,
+    max_examples=300 * _FACTOR,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors],
 )
-settings.load_profile("default")
-settings.register_profile("storages", settings.default, max_examples=4_000 if _THOROUGH else 100)
+settings.load_profile("trees")
+settings.register_profile("texts", max_examples=3000 * _FACTOR)
+settings.register_profile("storages", max_examples=60 * _FACTOR)
 
 
 @pytest.fixture(

@@ -1,0 +1,391 @@
+"""The Session: a mapping that knows whether it must be saved."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiohttp_session import Session
+from tests.conftest import Clock
+from tests.contract import json_containers, json_values, mutations
+
+NOW = 1_700_000_000
+
+
+def make(items: dict[str, Any] | None = None, **options: Any) -> Session:
+    """Make a session as it is loaded from a store."""
+    data = {"created": NOW, "session": items or {}}
+    return Session(**{"identity": "id", "data": data, "new": False, **options})
+
+
+class OnlyGet:
+    """Data that have only the method `get`, with a default that must be given."""
+
+    def get(self, key: str, default: Any) -> Any:
+        return {"created": NOW, "session": {"a": 1}}.get(key, default)
+
+
+# Making one
+
+
+@pytest.mark.parametrize(
+    ("data", "new", "expected"),
+    [
+        # items, new, identity, created
+        (None, True, ({}, True, "id", NOW)),
+        (None, False, ({}, False, "id", NOW)),
+        ({}, False, ({}, True, None, NOW)),
+        ({}, True, ({}, True, None, NOW)),
+        ({"session": {"a": 1}}, False, ({"a": 1}, False, "id", NOW)),
+        ({"created": None, "session": {"a": 1}}, False, ({"a": 1}, False, "id", NOW)),
+        ({"created": 5, "session": {"a": 1}}, False, ({"a": 1}, False, "id", 5)),
+        ({"created": 5, "session": {"a": 1}}, True, ({"a": 1}, True, "id", NOW)),
+        ({"created": 0, "session": {"a": 1}}, False, ({"a": 1}, False, "id", 0)),
+        ({"created": 5.5, "session": {}, "more": 1}, False, ({}, False, "id", 5.5)),
+        ({"created": 5}, False, ({}, False, "id", 5)),
+        ({"created": 5, "session": None}, False, ({}, False, "id", 5)),
+        (OnlyGet(), False, ({"a": 1}, False, "id", NOW)),
+    ],
+)
+def test_what_it_makes_of_its_data(
+    data: Any, new: bool, expected: tuple[object, ...], clock: Clock
+) -> None:
+    clock.now += 0.9
+    session = Session("id", data=data, new=new)
+    assert (dict(session), session.new, session.identity, session.created) == expected
+    assert not session._changed
+
+
+@pytest.mark.parametrize(
+    ("created", "max_age", "expired"),
+    [
+        (NOW - 10, 10, False),
+        (NOW - 11, 10, True),
+        (NOW - 10.5, 10, True),
+        (NOW - 11, None, False),
+        (NOW, 0, False),
+        (NOW - 1, 0, True),
+        (NOW + 50, 10, False),  # the clock was set back
+        (0, 10, True),
+        (None, 10, True),  # of unknown age
+        (None, 2 * NOW, False),
+        (None, None, False),
+    ],
+)
+def test_expiry(created: float | None, max_age: int | None, expired: bool, clock: Clock) -> None:
+    clock.now += 0.9
+    data = {"created": created, "session": {"a": 1}}
+    session = Session("id", data=data, new=False, max_age=max_age)
+    assert session.empty is expired
+    assert (session.identity, session.new, session.max_age) == ("id", False, max_age)
+    assert session.created == (NOW if created is None else created)
+    assert not session._changed
+
+
+@pytest.mark.parametrize("identity", [None, "id", 7, ("a", "tuple"), b"bytes"])
+def test_an_identity_may_be_of_any_type(identity: Any) -> None:
+    assert Session(identity=identity, data=None, new=True).identity == identity
+
+
+def test_its_arguments_but_the_identity_are_keywords() -> None:
+    with pytest.raises(TypeError):
+        Session("id", None, True)  # type: ignore[call-arg]
+    with pytest.raises(TypeError):
+        Session("id", new=True)  # type: ignore[call-arg]
+
+
+def test_its_items_are_a_copy_of_the_data() -> None:
+    items = {"a": 1}
+    session = make(items)
+    session["b"] = 2
+    assert items == {"a": 1}
+
+
+# A mapping
+
+
+def test_it_is_a_mutable_mapping() -> None:
+    session = make({"a": 1})
+    assert isinstance(session, MutableMapping)
+    assert issubclass(Session, MutableMapping)
+    assert (len(session), list(session), "a" in session, "b" in session) == (1, ["a"], True, False)
+    assert ["x"] not in [*session]
+    assert (session["a"], session.get("a"), session.get("b"), session.get("b", 2)) == (
+        1,
+        1,
+        None,
+        2,
+    )
+    assert (list(session.keys()), list(session.values()), list(session.items())) == (
+        ["a"],
+        [1],
+        [("a", 1)],
+    )
+    assert {**session} == {"a": 1}
+
+
+def test_it_equals_a_mapping_with_the_same_items() -> None:
+    assert make({"a": 1}) == {"a": 1}
+    assert {"a": 1}.__eq__(make({"a": 1})) is NotImplemented
+    assert make({"a": 1}) == make({"a": 1}, identity="other")
+    assert make({"a": 1}) != {"a": 2}
+    assert make() == {}
+
+
+def test_it_is_not_hashable() -> None:
+    with pytest.raises(TypeError):
+        hash(make())
+
+
+def test_it_is_true_when_it_holds_something() -> None:
+    assert make({"a": 1})
+    assert not make()
+
+
+@pytest.mark.parametrize("act", [lambda s: s["b"], lambda s: s.__delitem__("b")])
+def test_a_missing_key_is_a_key_error_and_no_change(act: Callable[[Session], object]) -> None:
+    session = make({"a": 1})
+    with pytest.raises(KeyError) as caught:
+        act(session)
+    assert caught.value.args == ("b",)
+    assert not session._needs_save()
+
+
+def test_its_repr(clock: Clock) -> None:
+    class MySession(Session):
+        pass
+
+    session = Session(None, data=None, new=True)
+    assert repr(session) == f"<Session [new:True, changed:False, created:{NOW}] {{}}>"
+    session["a"] = 1
+    assert repr(session) == f"<Session [new:True, changed:True, created:{NOW}] {{'a': 1}}>"
+    assert repr(MySession("id", data={"created": 5}, new=False)) == (
+        "<MySession [new:False, changed:False, created:5] {}>"
+    )
+
+
+# Changes
+
+
+@pytest.mark.parametrize(
+    ("change", "moves_created"),
+    [
+        (lambda s: s.__setitem__("b", 2), True),
+        (lambda s: s.__setitem__("a", 1), True),  # to the same value
+        (lambda s: s.__delitem__("a"), True),
+        (lambda s: s.update(b=2), True),
+        (lambda s: s.setdefault("b", 2), True),
+        (lambda s: s.pop("a"), True),
+        (lambda s: s.popitem(), True),
+        (lambda s: s.clear(), True),
+        (lambda s: s.changed(), False),
+        (lambda s: s.invalidate(), False),
+    ],
+)
+def test_a_change_shows_and_may_move_created(
+    change: Callable[[Session], object], moves_created: bool, clock: Clock
+) -> None:
+    session = make({"a": 1})
+    clock.now += 7.9
+    change(session)
+    assert session._changed
+    assert session.created == (NOW + 7 if moves_created else NOW)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda s: s.get("b"),
+        lambda s: s.setdefault("a", 2),
+        lambda s: s.pop("b", None),
+        lambda s: s.update(),
+        lambda s: [*s.items(), repr(s), s == {}, s.empty, bool(s), "x" in s],
+        lambda s: setattr(s, "max_age", 5),
+        lambda s: copy.deepcopy(dict(s)),
+    ],
+)
+def test_reading_changes_nothing(act: Callable[[Session], object]) -> None:
+    session = make({"a": 1, "nested": [{}]})
+    act(session)
+    assert not session._changed
+    assert not session._needs_save()
+
+
+def test_invalidate_empties_it_and_leaves_the_old_items_alone() -> None:
+    session = make({"a": 1})
+    items = session._mapping
+    session.invalidate()
+    assert session.empty
+    assert session == {}
+    assert items == {"a": 1}
+
+
+def test_an_identity_can_be_set_while_it_is_new() -> None:
+    session = Session(None, data=None, new=True)
+    session.set_new_identity(7)
+    assert session.identity == 7
+    with pytest.raises(RuntimeError, match="not new"):
+        make().set_new_identity(7)
+
+
+def test_max_age_can_be_set() -> None:
+    session = make()
+    assert session.max_age is None
+    session.max_age = 5
+    assert (session.max_age, session._max_age) == (5, 5)
+
+
+@pytest.mark.parametrize("name", ["new", "identity", "created", "empty"])
+def test_the_other_properties_are_read_only(name: str) -> None:
+    with pytest.raises(AttributeError):
+        setattr(make(), name, 1)
+
+
+def test_nested_changes_do_not_show_before_the_save() -> None:
+    session = make({"a": {"b": 0}})
+    session["a"]["b"] = 1
+    assert not session._changed
+    assert session.created == NOW
+    assert session._needs_save()
+
+
+@given(data=st.data())
+def test_any_nested_change_is_noticed(data: st.DataObject) -> None:
+    items = data.draw(st.dictionaries(st.text(), json_containers, min_size=1, max_size=3))
+    mutate = data.draw(mutations(items))
+    session = make(items)
+    assert not session._needs_save()
+    mutate(session)
+    assert session._needs_save()
+    session._was_saved()
+    assert not session._needs_save()
+
+
+@given(before=json_values, after=json_values)
+def test_a_nested_value_of_another_type_or_content_is_noticed(before: Any, after: Any) -> None:
+    session = make({"a": [before]})
+    session["a"][0] = after
+    assert session._needs_save() is (repr(before) != repr(after))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(1, True), (1, 1.0), (0.0, -0.0), (None, False), ("1", 1), ([], {})]
+)
+def test_values_that_are_equal_but_not_the_same_json_differ(before: Any, after: Any) -> None:
+    session = make({"a": [before]})
+    session["a"][0] = after
+    assert session._needs_save()
+
+
+class Odd:
+    """A value that only a custom encoder can write."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __repr__(self) -> str:
+        return f"Odd({self.number})"
+
+
+@pytest.mark.parametrize(
+    ("value", "change"),
+    [
+        (Odd(1), lambda value: setattr(value, "number", 2)),
+        ([Odd(1)], lambda value: setattr(value[0], "number", 2)),
+        ({1, 2}, lambda value: value.add(3)),
+        (bytearray(b"a"), lambda value: value.append(1)),
+        ([{"\ud800": Odd(1)}], lambda value: value[0].clear()),
+    ],
+)
+def test_changes_of_values_that_json_does_not_know(
+    value: Any, change: Callable[[Any], object]
+) -> None:
+    session = make({"a": value})
+    assert not session._needs_save()
+    change(value)
+    assert session._needs_save()
+
+
+def test_a_circle_is_a_change_like_another() -> None:
+    session = make({"a": [1]})
+    session["a"].append(session["a"])
+    assert session._needs_save()
+
+
+def test_a_save_starts_over() -> None:
+    session = make({"a": [1]})
+    session["a"].append(2)
+    session["b"] = 1
+    session._was_saved()
+    assert not session._changed
+    assert not session._needs_save()
+    session["a"].append(3)
+    assert session._needs_save()
+
+
+# Open to others
+
+
+def test_protected_attributes_are_writable_from_outside() -> None:
+    session = make({"a": 1})
+    session._mapping = {"b": 2}
+    session._identity = 5
+    session._new = True
+    session._changed = True
+    session._max_age = 3
+    session._created = 9
+    assert session == {"b": 2}
+    assert (session.identity, session.new, session.max_age, session.created) == (5, True, 3, 9)
+    assert session._needs_save()
+    session._changed = False
+    assert not session._changed
+
+
+def test_other_attributes_can_be_set() -> None:
+    session: Any = make()
+    session.user = "me"
+    assert session.user == "me"
+    assert session.__dict__["user"] == "me"
+    assert getattr(session, "session", "default") == "default"
+
+
+def test_subclasses_may_use_and_override_what_they_like() -> None:
+    class Upper(Session):
+        kind = "upper"
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self.log: list[str] = []
+
+        def __setitem__(self, key: str, value: Any) -> None:
+            self.log.append(key)
+            super().__setitem__(key.upper(), value)
+
+        def __getitem__(self, key: str) -> Any:
+            return self._mapping[key.upper()]
+
+    session = Upper("id", data={"created": NOW, "session": {"A": 1}}, new=False)
+    session.update(b=2)
+    assert session._mapping == {"A": 1, "B": 2}
+    assert (session["a"], session.get("b"), session.pop("missing", 3)) == (1, 2, 3)
+    assert session.log == ["b"]
+    assert session._changed
+
+
+def test_a_session_survives_copy_and_pickle() -> None:
+    session = make({"a": [1]})
+    session["b"] = 2
+    for other in (copy.copy(session), copy.deepcopy(session), pickle.loads(pickle.dumps(session))):
+        assert other == session
+        assert (other.identity, other.new, other._changed, other.created) == (
+            session.identity,
+            session.new,
+            session._changed,
+            session.created,
+        )
