@@ -39,6 +39,8 @@ class SessionData(TypedDict, total=False):
 
     created: int
     session: dict[str, Any]
+    issued: int  # only with a `lifetime`
+    max_age: int | None  # only if it is not the storage's
 
 
 class _CookieParams(TypedDict, total=False):
@@ -302,20 +304,16 @@ class LifecycleStorage(AbstractStorage):
         try:
             if self._decoder is decode:
                 data = decode(payload)
+            elif isinstance(payload, str):
+                data = self._decoder(payload)
             else:
-                text = payload if isinstance(payload, str) else payload.decode("utf-8")
-                data = self._decoder(text)
-            times = (data.get("created"), data.get("issued"), data.get("max_age"))
-            if isinstance(data.get("session", {}), (Mapping, type(None))) and all(
-                value is None or -(2**53) < value < 2**53 for value in times
-            ):
-                return data  # type: ignore[no-any-return]
+                data = self._decoder(payload.decode("utf-8"))
+            return data if _is_payload(data) else None
         except (ValueError, TypeError, AttributeError, RecursionError):
-            pass
-        return None
+            return None
 
-    def _payload_data(self, session: Session) -> dict[str, Any]:
-        data: dict[str, Any] = {**self._get_session_data(session)}
+    def _payload_data(self, session: Session) -> Mapping[str, Any]:
+        data = self._get_session_data(session)
         if data:
             if session.max_age != self.max_age:
                 data["max_age"] = session.max_age
@@ -345,6 +343,14 @@ class LifecycleStorage(AbstractStorage):
     ) -> None:
         """Have the save of a new session end the one that came with the request."""
         session._replaces = self.load_cookie(request)
+
+
+def _is_payload(data: Any) -> bool:
+    """Tell whether a payload has members of the right types, which TypeError denies as well."""
+    if not isinstance(data.get("session"), (dict, Mapping, type(None))):
+        return False
+    times = (data.get("created"), data.get("issued"), data.get("max_age"))
+    return all([value is None or -(2**53) < value < 2**53 for value in times])
 
 
 class CookieStorage(LifecycleStorage):
