@@ -112,6 +112,8 @@ class Session(MutableMapping[str, Any]):
         """
         self._changed = True
         self._renew = True
+        # What is written from here on is another session.
+        self._issued = self._record = None
         self._mapping = {}
 
     def regenerate_id(self) -> None:
@@ -157,6 +159,8 @@ class Session(MutableMapping[str, Any]):
     def _needs_save(self) -> bool:
         """Tell whether the session must be saved, and note nested changes that nobody announced."""
         if self._changed or self._replaces is not None:
+            if self._touch:
+                self._created = int(time.time())
             return True
         if self._fingerprint is not None and self._fingerprint != fingerprint(self._mapping):
             self._changed = True

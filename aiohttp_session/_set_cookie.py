@@ -46,6 +46,9 @@ class CookieWriter:
             cookies.pop(name, None)
         elif name in cookies or not (value.isascii() and value.isprintable()):
             response.set_cookie(name, value, **style.params)
+            if style.partitioned:
+                coded = cookies[name].coded_value
+                cookies[name] = _WrittenMorsel(name, value, style, coded)
             return len(cookies[name].OutputString())
         morsel = cookies[name] = _WrittenMorsel(name, value, style)
         return len(name) + len("=") + len(morsel.coded_value) + len(style.tail)
@@ -70,20 +73,27 @@ class _Style:
     """The attributes of a cookie, and the text that aiohttp writes for them."""
 
     def __init__(self, name: str, params: Mapping[str, Any]) -> None:
+        # The Morsel of a Python before 3.14 doesn't know the attribute.
+        self.partitioned = bool(params.get("partitioned"))
+        self.params = {key: value for key, value in params.items() if key != "partitioned"}
         response = web.StreamResponse()
-        response.set_cookie(name, "v", **params)
-        morsel = response.cookies[name]
-        self.params = params
-        self.attributes = dict(morsel)
-        self.tail = morsel.OutputString()[len(name) + len("=v") :]
+        response.set_cookie(name, "v", **self.params)
+        self.attributes = dict(response.cookies[name])
+        if self.partitioned:
+            self.attributes["partitioned"] = True
+        self.tail = ""
+        self.tail = _WrittenMorsel(name, "v", self).write()[len(name) + len("=v") :]
 
 
 class _WrittenMorsel(Morsel[str]):
     """A Morsel that knows its text, and forgets it when somebody changes the Morsel."""
 
-    def __init__(self, name: str, value: str, style: _Style) -> None:
+    _reserved = {**Morsel._reserved, "partitioned": "Partitioned"}  # type: ignore[attr-defined]  # noqa: RUF012
+    _flags = {*Morsel._flags, "partitioned"}  # type: ignore[attr-defined]  # noqa: RUF012
+
+    def __init__(self, name: str, value: str, style: _Style, coded: str | None = None) -> None:
         dict.__init__(self, style.attributes)
-        coded = quote(value)
+        coded = quote(value) if coded is None else coded
         self.__setstate__({"key": name, "value": value, "coded_value": coded})  # type: ignore[attr-defined]
         self._style = style
         self._written = (name, coded)
@@ -92,6 +102,10 @@ class _WrittenMorsel(Morsel[str]):
         pair = (self.key, self.coded_value)
         if attrs is None and pair == self._written and dict.__eq__(self, self._style.attributes):
             return f"{pair[0]}={pair[1]}{self._style.tail}"
+        return self.write(attrs)
+
+    def write(self, attrs: Any = None) -> str:
+        """Write the cookie from its attributes as they are."""
         return super().OutputString(attrs)
 
 

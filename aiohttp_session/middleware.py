@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import warnings
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeAlias
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
 
 from ._core import Session
@@ -22,6 +24,9 @@ STORAGE_KEY = "aiohttp_session_storage"
 # Other people's middleware reads these keys, so str they stay; aiohttp 3.14 advises otherwise.
 if hasattr(web, "NotAppKeyWarning"):
     warnings.filterwarnings("ignore", category=web.NotAppKeyWarning, module=__name__)
+
+
+_STARTED_KEY = "aiohttp_session_started"  # set when a streamed response has sent its headers
 
 
 def _keys(name: str | None) -> tuple[str, str]:
@@ -94,23 +99,28 @@ def setup(app: web.Application, storage: AbstractStorage, *, name: str | None = 
     :param name: for a second session beside the default one, with a storage and a cookie of its
         own; pass it to `get_session` and `new_session`.
     :raises RuntimeError: if storage is not an `AbstractStorage`.
+    :raises ValueError: if another session of the application has the same cookie.
     """
-    app.middlewares.append(_middleware(storage, name, streams=True))
+    middleware = _middleware(storage, name, streams=True)
+    for other_name, other in installed(app):
+        if other_name != name and other.cookie_name == storage.cookie_name:
+            raise ValueError(
+                f"The sessions {other_name!r} and {name!r} can't share the cookie "
+                f"{storage.cookie_name!r}: give one of the storages another cookie_name"
+            )
+    app.middlewares.append(middleware)
     session_key, storage_key = _keys(name)
 
     async def save_before_headers(request: web.Request, response: web.StreamResponse) -> None:
         # A web.Response was saved by the middleware, or is none of a handler's (error 500).
         if isinstance(response, web.Response) or request.get(storage_key) is not storage:
             return
-        session = request.get(session_key)
-        if not (isinstance(session, Session) and session._needs_save()):
-            return
-        await storage.save_session(request, response, session)
-        session._was_saved()
-        # aiohttp has made headers of the cookies before it sends this signal.
-        cookie = response.cookies.get(storage.cookie_name)
-        if cookie is not None:
-            response.headers.add("Set-Cookie", cookie.OutputString())
+        if (session := _unsaved(request, session_key)) is not None:
+            await storage.save_session(request, response, session)
+            if isinstance(session, Session):
+                session._was_saved()
+            _refresh_header(response, storage.cookie_name)
+        request[_STARTED_KEY] = True
 
     app.on_response_prepare.append(save_before_headers)
     if isinstance(storage, ServerStorage):
@@ -121,6 +131,23 @@ def setup(app: web.Application, storage: AbstractStorage, *, name: str | None = 
         app.on_cleanup.insert(0, finish)  # before the application closes its client
 
 
+def installed(app: web.Application) -> Iterator[tuple[str | None, AbstractStorage]]:
+    """List the names and storages of an application's sessions, in the order of their set-up."""
+    for middleware in app.middlewares:
+        yield from getattr(middleware, "aiohttp_sessions", ())
+
+
+def _refresh_header(response: web.StreamResponse, cookie_name: str) -> None:
+    """Send a cookie that was set after aiohttp had made headers of the response's cookies."""
+    cookie = response.cookies.get(cookie_name)
+    if cookie is None:
+        return
+    lines = response.headers.popall(hdrs.SET_COOKIE, [])
+    lines = [line for line in lines if not line.startswith(f"{cookie_name}=")]
+    for line in (*lines, cookie.OutputString()):
+        response.headers.add(hdrs.SET_COOKIE, line)
+
+
 def _middleware(storage: AbstractStorage, name: str | None, *, streams: bool) -> Middleware:
     if not isinstance(storage, AbstractStorage):
         raise RuntimeError(f"Expected AbstractStorage got {storage!r}")
@@ -128,27 +155,84 @@ def _middleware(storage: AbstractStorage, name: str | None, *, streams: bool) ->
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        # A look at the length is cheaper than one for a missing key.
+        if len(request) and _is_apart(storage, request.get(storage_key)):
+            with _put_aside(request, session_key, storage_key):
+                return await middleware(request, handler)
         request[storage_key] = storage
-        raised = None
         try:
             response = await handler(request)
         except web.HTTPException as error:
-            response = raised = error
+            if (session := _unsaved(request, session_key)) is not None:
+                await _save(storage, session, request, error, streams=streams)
+            raise
+        except (asyncio.CancelledError, ConnectionError) as error:
+            if streams and _has_left(request, error):
+                await _save_late(storage, request.get(session_key))
+            raise
         if not isinstance(response, web.StreamResponse):
             raise RuntimeError(f"Expect response, not {type(response)!r}")
-        session = request.get(session_key)
-        if session is not None and _needs_save(session):
-            if isinstance(response, web.Response):
-                if response.prepared:
-                    raise RuntimeError("Cannot save session data into prepared response")
-                await storage.save_session(request, response, session)
-            elif streams and response.prepared:
-                await storage._save_late(session)
-        if raised is not None:
-            raise raised
+        if (session := _unsaved(request, session_key)) is not None:
+            await _save(storage, session, request, response, streams=streams)
         return response
 
+    middleware.aiohttp_sessions = [(name, storage)]  # type: ignore[attr-defined]
     return middleware
+
+
+def _unsaved(request: web.Request, session_key: str) -> Session | None:
+    """Return the session of a request, if it has one that must be saved."""
+    session = request.get(session_key)
+    return session if session is not None and _needs_save(session) else None
+
+
+async def _save(
+    storage: AbstractStorage,
+    session: Session,
+    request: web.Request,
+    response: web.StreamResponse,
+    *,
+    streams: bool,
+) -> None:
+    plain = isinstance(response, web.Response)
+    failed = isinstance(response, web.HTTPException)
+    if streams and (failed or not plain) and _STARTED_KEY in request:
+        await _save_late(storage, session)
+    elif plain:
+        if response.prepared:
+            raise RuntimeError("Cannot save session data into prepared response")
+        await storage.save_session(request, response, session)
+
+
+async def _save_late(storage: AbstractStorage, session: object) -> None:
+    """Save what changed after a response's headers had been sent."""
+    if isinstance(session, Session) and session._needs_save():
+        await storage._save_late(session)
+        session._was_saved()
+
+
+@contextlib.contextmanager
+def _put_aside(request: web.Request, *keys: str) -> Iterator[None]:
+    """Keep what an outer application put into a request, while an inner one handles it."""
+    outer = {key: request.pop(key) for key in keys if key in request}
+    try:
+        yield
+    finally:
+        for key in keys:
+            request.pop(key, None)
+        request.update(outer)
+
+
+def _is_apart(storage: AbstractStorage, outer: AbstractStorage | None) -> bool:
+    """Tell whether a sub-application's session is another than that of the outer application."""
+    return outer is not None and outer.cookie_name != storage.cookie_name
+
+
+def _has_left(request: web.Request, error: BaseException) -> bool:
+    """Tell whether a stream ended as most do: by its client's leaving."""
+    transport = request.transport
+    gone = transport is None or transport.is_closing()
+    return _STARTED_KEY in request and (gone or isinstance(error, asyncio.CancelledError))
 
 
 def _needs_save(session: object) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import hashlib
-import inspect
 import math
 import random
 import time
@@ -13,7 +12,7 @@ import warnings
 from asyncio import sleep
 from collections.abc import Callable, Mapping, Sequence
 from http.cookies import CookieError
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 import aiohttp
 from aiohttp import hdrs, web
@@ -31,6 +30,7 @@ _PARSER_IS_KNOWN = tuple(map(int, aiohttp.__version__.split(".")[:2])) >= (3, 13
 _COOKIE_LIMIT = 4096  # bytes: what a browser must keep at least (RFC 6265, 6.1)
 _KEY_LIMIT = 250  # bytes: memcached's
 _MERGE_ATTEMPTS = 100
+_EMPTIED = b"{}"
 _CLOCK_SKEW = 60  # seconds: how far in the future a cookie may have been sealed
 
 
@@ -90,6 +90,13 @@ class RemoteOptions(ServerOptions, total=False):
     timeout: float
 
 
+class _Stored(NamedTuple):
+    """What a record says of a session."""
+
+    items: dict[str, Any]
+    max_age: int | None
+
+
 class ConflictError(RuntimeError):
     """A session could not be merged, because other requests kept changing its record."""
 
@@ -109,8 +116,7 @@ class AbstractStorage(abc.ABC):
     :param secure: send the cookie over HTTPS only.
     :param httponly: hide the cookie from JavaScript.
     :param samesite: ``"Strict"``, ``"Lax"`` or ``"None"``; by default the browser decides.
-    :param partitioned: keep the cookie apart for each top-level site (CHIPS); needs ``secure``
-        and an aiohttp that knows the attribute (3.12).
+    :param partitioned: keep the cookie apart for each top-level site (CHIPS); needs ``secure``.
     :param encoder: makes text of the payload, ``{"created": int, "session": dict}``; by default
         JSON, just as the standard ``json`` but compact.
     :param decoder: the reverse of the encoder; ValueError means that the text is damaged.
@@ -244,11 +250,8 @@ def _check_cookie(name: str, params: _CookieParams) -> None:
         warnings.warn(
             "Browsers drop a cookie with samesite='None' that has not secure=True", stacklevel=4
         )
-    if "partitioned" in params:
-        if not secure:
-            raise ValueError("partitioned=True needs secure=True")
-        if "partitioned" not in inspect.signature(web.StreamResponse.set_cookie).parameters:
-            raise ValueError("partitioned=True needs aiohttp 3.12 or later")
+    if "partitioned" in params and not secure:
+        raise ValueError("partitioned=True needs secure=True")
 
 
 class LifecycleStorage(AbstractStorage):
@@ -284,19 +287,23 @@ class LifecycleStorage(AbstractStorage):
             return None
         max_age = data.get("max_age", self.max_age)
         if sealed_at is not None and max_age is not None:
-            age = int(time.time()) - sealed_at
-            if not -_CLOCK_SKEW <= age <= max_age:
+            idle = int(time.time()) - sealed_at
+            if not -_CLOCK_SKEW <= idle <= max_age:
                 return None
         session = Session(identity, data=data, new=False, max_age=max_age)
         if self._lifetime is not None and not session.empty:
-            issued = data.get("issued", session.created)
+            issued = data.get("issued")
+            if issued is None:
+                issued = session.created
             if time.time() - issued > self._lifetime:
                 session = Session(identity, data=None, new=False, max_age=max_age)
                 session._renew = True
             else:
                 session._issued = issued
         if self._touch_after is not None and not session.empty:
-            session._touch = time.time() - session.created > self._touch_after
+            age = time.time() - session.created
+            # Saved in the future: the clock was set back, but the store's own goes on.
+            session._touch = age > self._touch_after or age < -_CLOCK_SKEW
         return session
 
     def _read_payload(self, payload: str | bytes) -> Mapping[str, Any] | None:
@@ -335,8 +342,14 @@ class LifecycleStorage(AbstractStorage):
         max_age = session.max_age
         if self._lifetime is None or session._issued is None:
             return max_age
-        left = max(0, math.ceil(session._issued + self._lifetime - time.time()))
+        ends = session._issued + self._lifetime
+        # Never more than a lifetime, should the clock have been set back since.
+        left = max(0, min(math.ceil(ends - time.time()), math.ceil(self._lifetime)))
         return left if max_age is None else min(max_age, left)
+
+    def _has_cookie(self, request: web.Request, response: web.StreamResponse) -> bool:
+        """Tell whether the client has a cookie, or is about to get one."""
+        return self.load_cookie(request) is not None or self._cookie_name in response.cookies
 
     def _replace_session(
         self, request: web.Request, session: Session, previous: object | None
@@ -388,7 +401,7 @@ class CookieStorage(LifecycleStorage):
         self, request: web.Request, response: web.StreamResponse, session: Session
     ) -> None:
         """Set the cookie, or delete it if the session is empty."""
-        if session.empty and session.new and self.load_cookie(request) is None:
+        if session.empty and session.new and not self._has_cookie(request, response):
             return
         self.save_cookie(response, self._cookie_value(session), max_age=self._time_left(session))
 
@@ -462,7 +475,7 @@ class ServerStorage(LifecycleStorage):
         session = self._restore(identity, record)
         if session is None:
             session = Session(identity, data=None, new=False, max_age=self.max_age)
-        if session.identity is not None:
+        if session.identity is not None and not session._renew:
             session._record = record
         return session
 
@@ -470,7 +483,7 @@ class ServerStorage(LifecycleStorage):
         self, request: web.Request, response: web.StreamResponse, session: Session
     ) -> None:
         """Store the session and set its cookie; delete both if the session is empty."""
-        if session.empty and session.new and self.load_cookie(request) is None:
+        if session.empty and session.new and not self._has_cookie(request, response):
             return
         if await self._store(session):
             identity = "" if session.empty else str(session.identity)
@@ -478,78 +491,110 @@ class ServerStorage(LifecycleStorage):
 
     async def _store(self, session: Session) -> bool:
         """Make the store agree with a session; return whether its cookie is to be set."""
-        if session.empty:
+        record = session._record
+        merges = self._on_conflict == "merge" and record is not None and not session._renew
+        if session.empty and not merges:
             await self._delete_ids(session._replaces, session.identity)
             session._record = session._replaces = None
             return True
-        payload = self._make_payload(session)
-        left = self._time_left(session)
-        ttl = None if left is None else max(1, math.ceil(left))
-        if session._record is not None and not session._renew:
-            return await self._update(session, payload, ttl)
-        identity, outdated = session.identity, session._replaces
-        if session._renew and not session.new:
-            identity, outdated = None, identity
-        if identity is None:
+        if record is None or session._renew:
+            stored = await self._move(session, record)
+        else:
+            stored = await self._update(session, record)
+        if session._changed and not stored:
+            # Its cookie stays as it is: it may lead to the session's new id by now.
+            log.warning("A session was deleted while a request used it; its changes are dropped")
+        return stored
+
+    async def _update(self, session: Session, record: bytes) -> bool:
+        key = self._key(str(session.identity))
+        if self._on_conflict == "merge" and session._changed:
+            return await self._merge(session, key, record)
+        payload, ttl = self._make_payload(session), self._ttl(session)
+        if not session._changed:
+            # Only to keep it alive: whoever wrote the record meanwhile has done so already.
+            return await self.swap(key, record, payload, ttl)
+        session._record = payload
+        return await self.update(key, payload, ttl)
+
+    async def _move(self, session: Session, record: bytes | None) -> bool:
+        """Store a session under a new id.
+
+        :param record: what is stored under its old id and goes on under the new one. If that was
+            deleted meanwhile, nothing is stored.
+        """
+        old = identity = session.identity
+        if identity is None or session._renew:
             identity = self._key_factory()
         if not self._is_id(str(identity)):
             raise ValueError(
                 "A session id must be printable ASCII without spaces, and at most "
                 f"{_KEY_LIMIT - len(self._cookie_name) - 1} characters; see key_factory"
             )
-        await self.create(self._key(str(identity)), payload, ttl)
-        if outdated != identity:
-            await self._delete_ids(outdated)
+        key = self._key(str(identity))
+        old_key = "" if record is None else self._key(str(old))
+        if record is not None and self._on_conflict == "merge":
+            if not await self._merge(session, old_key, record, ends=True):
+                return False
+            record = _EMPTIED
+        payload = self._make_payload(session)
+        await self.create(key, payload, self._ttl(session))
+        # Never the new contents: somebody may know the old id.
+        if record is not None and not await self.update(old_key, record, 1):
+            await self.delete(key)
+            return False
+        await self._delete_ids(*{session._replaces, old} - {identity})
         session._identity, session._record = identity, payload
         session._renew, session._replaces = False, None
         return True
 
-    async def _update(self, session: Session, payload: bytes, ttl: int | None) -> bool:
-        key = self._key(str(session.identity))
-        record: bytes = session._record  # type: ignore[assignment]
-        if not session._changed:
-            # Only to keep it alive: whoever wrote the record meanwhile has done so already.
-            return await self.swap(key, record, payload, ttl)
-        if self._on_conflict == "merge":
-            updated = await self._merge(session, key, record, payload, ttl)
-        else:
-            updated = await self.update(key, payload, ttl)
-            session._record = payload
-        if not updated:
-            # Its cookie stays as it is: it may lead to the session's new id by now.
-            log.warning("A session was deleted while a request used it; its changes are dropped")
-        return updated
-
     async def _merge(
-        self, session: Session, key: str, record: bytes, payload: bytes, ttl: int | None
+        self, session: Session, key: str, record: bytes, *, ends: bool = False
     ) -> bool:
-        before = self._contents(record)
+        """Apply the changes of a session to whatever its record is by now.
+
+        :param ends: leave an empty record behind.
+        :return: False if there is no record any more.
+        :raises ConflictError: if others change the record all the time.
+        """
+        before = self._stored(record)
         changes = {
             name: value
             for name, value in session._mapping.items()
-            if name not in before or repr(value) != repr(before[name])
+            if name not in before.items or repr(value) != repr(before.items[name])
         }
-        deleted = before.keys() - session._mapping.keys()
+        deleted = before.items.keys() - session._mapping.keys()
         for attempt in range(_MERGE_ATTEMPTS):
-            if await self.swap(key, record, payload, ttl):
-                session._record = payload
+            # An empty record stays for a second, so that what another request adds meanwhile
+            # finds something to be added to.
+            empty = ends or session.empty
+            payload = _EMPTIED if empty else self._make_payload(session)
+            if await self.swap(key, record, payload, 1 if empty else self._ttl(session)):
+                session._record = None if empty else payload
                 return True
             await sleep(random.uniform(0, 0.001 * min(attempt, 20)))  # noqa: S311
             newer = await self.read(key)
             if newer is None:
                 return False
-            record = newer
-            kept = {k: v for k, v in self._contents(newer).items() if k not in deleted}
-            session._mapping = {**kept, **changes}
-            payload = self._make_payload(session)
+            record, after = newer, self._stored(newer)
+            session._mapping = {
+                **{name: item for name, item in after.items.items() if name not in deleted},
+                **changes,
+            }
+            if session.max_age == before.max_age:
+                session.max_age = after.max_age
         raise ConflictError(
             f"A session could not be merged in {_MERGE_ATTEMPTS} attempts: other requests kept "
             "changing its record"
         )
 
-    def _contents(self, record: bytes) -> dict[str, Any]:
+    def _stored(self, record: bytes) -> _Stored:
         data = self._read_payload(record) or {}
-        return dict(data.get("session") or {})
+        return _Stored(dict(data.get("session") or {}), data.get("max_age", self.max_age))
+
+    def _ttl(self, session: Session) -> int | None:
+        left = self._time_left(session)
+        return None if left is None else max(1, math.ceil(left))
 
     async def _delete_ids(self, *identities: Any | None) -> None:
         for identity in dict.fromkeys(identities):
@@ -558,16 +603,22 @@ class ServerStorage(LifecycleStorage):
 
     async def _save_late(self, session: Session) -> None:
         if session._record is None:
-            await super()._save_late(session)
+            await self._delete_ids(session._replaces, session.identity)
+            if not session.empty:
+                await super()._save_late(session)
             return
-        # The client has the id, and can't be told of another.
-        session._renew = session.empty
+        if session._renew and not session.empty:
+            log.warning(
+                "A session's id was to change after its response had been started. It stays: "
+                "the headers with the cookie are sent"
+            )
+            session._renew = False
         await self._store(session)
 
     def _replace_session(
         self, request: web.Request, session: Session, previous: object | None
     ) -> None:
-        if isinstance(previous, Session) and previous._record is not None:
+        if isinstance(previous, Session) and (previous._record is not None or not previous.new):
             session._replaces = previous.identity
         else:
             session._replaces = self.load_cookie(request)

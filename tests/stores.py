@@ -1,0 +1,81 @@
+"""The server storages, for tests that every one of them must pass."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeAlias
+
+import aiomcache
+import pytest
+from redis.asyncio import Redis
+
+from aiohttp_session.memcached_storage import MemcachedStorage
+from aiohttp_session.memory_storage import MemoryStorage
+from aiohttp_session.redis_storage import RedisStorage
+from aiohttp_session.storage import ServerStorage
+from benchmarks.servers import HOST
+
+MakeStorage: TypeAlias = Callable[..., ServerStorage]
+
+
+class YieldingStorage(MemoryStorage):
+    """A store in memory that takes a turn of the event loop for each operation, as others do."""
+
+    async def read(self, key: str) -> bytes | None:
+        await asyncio.sleep(0)
+        return await super().read(key)
+
+    async def create(self, key: str, payload: bytes, ttl: int | None) -> None:
+        await asyncio.sleep(0)
+        await MemoryStorage.create(self, key, payload, ttl)
+
+    async def update(self, key: str, payload: bytes, ttl: int | None) -> bool:
+        await asyncio.sleep(0)
+        found = await MemoryStorage.read(self, key) is not None
+        if found:
+            await MemoryStorage.create(self, key, payload, ttl)
+        return found
+
+    async def swap(self, key: str, expected: bytes, payload: bytes, ttl: int | None) -> bool:
+        await asyncio.sleep(0)
+        found = await MemoryStorage.read(self, key) == expected
+        if found:
+            await MemoryStorage.create(self, key, payload, ttl)
+        return found
+
+    async def delete(self, key: str) -> None:
+        await asyncio.sleep(0)
+        await super().delete(key)
+
+
+@contextlib.asynccontextmanager
+async def server_storages(
+    kind: str, get_fixture: Callable[[str], Any]
+) -> AsyncIterator[MakeStorage]:
+    """Yield a function that makes server storages of one kind, all on one store."""
+    if kind == "memory":
+        yield YieldingStorage
+    elif kind == "redis":
+        async with Redis(host=HOST, port=get_fixture("redis_server").port) as client:
+            await client.flushall()
+            yield lambda **options: RedisStorage(client, **options)
+    else:
+        cache = aiomcache.Client(HOST, get_fixture("memcached_server").port)
+        try:
+            await cache.flush_all()
+            yield lambda **options: MemcachedStorage(cache, **options)
+        finally:
+            await cache.close()
+
+
+async def stored(storage: ServerStorage, identity: str) -> bytes | None:
+    """Return the record of an id."""
+    return await storage.read(storage._key(identity))
+
+
+@pytest.fixture(params=["memory", "redis", "memcached"])
+async def make_storage(request: pytest.FixtureRequest) -> AsyncIterator[MakeStorage]:
+    async with server_storages(request.param, request.getfixturevalue) as make:
+        yield make
