@@ -30,7 +30,7 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors],
 )
 settings.load_profile("trees")
-settings.register_profile("texts", max_examples=3000 * _FACTOR)
+settings.register_profile("texts", max_examples=1500 * _FACTOR)
 settings.register_profile("storages", max_examples=60 * _FACTOR)
 
 
