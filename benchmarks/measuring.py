@@ -1,0 +1,80 @@
+"""Measure cases: contenders take turns, round by round, so that drift hits all alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from .cases import ONLY_HERE, Case
+from .contenders import Contender
+
+BATCH = 0.012  # seconds of CPU time that a contender gets for a case in a round
+
+
+@dataclass
+class Timing:
+    """Microseconds of CPU time of one case with one contender, one number a round."""
+
+    taken: list[float] = field(default_factory=list)
+    bare: list[float] = field(default_factory=list)  # of a handler without sessions
+
+    @property
+    def cost(self) -> float:
+        """What the case costs over the bare handler: the least of all rounds, each."""
+        return max(0.0, min(self.taken) - min(self.bare, default=0.0))
+
+    @property
+    def spread(self) -> float:
+        """How far above the least the middle round lies."""
+        return statistics.median(self.taken) - min(self.taken)
+
+
+Timings = dict[Case, dict[str, Timing]]
+
+
+def measure(
+    contenders: Iterable[Contender],
+    cases: Iterable[Case],
+    rounds: int,
+    step: Callable[[str], None],
+    batch: float = BATCH,
+) -> Timings:
+    """Check every case with every contender, then time them.
+
+    :param step: called with a description before each of `count_steps` steps.
+    :raises ContenderError: if a contender fails, or gives a wrong answer.
+    """
+    contenders, cases = list(contenders), list(cases)
+    timings: Timings = {}
+    for case in cases:
+        step(f"checking {case.name}")
+        timings[case] = {}
+        for contender in contenders:
+            if contender.name == "reference" and case.storage in ONLY_HERE:
+                continue
+            contender.ask("check", **dataclasses.asdict(case))
+            timings[case][contender.name] = Timing()
+    for number in range(rounds):
+        bare = {
+            (contender.name, at_once): contender.ask("bare", seconds=batch, at_once=at_once)
+            for at_once in sorted({case.at_once for case in cases})
+            for contender in contenders
+        }
+        for case in cases:
+            step(f"round {number + 1}: {case.name}")
+            for contender in contenders:
+                timing = timings[case].get(contender.name)
+                if timing is None:
+                    continue
+                arguments = dataclasses.asdict(case)
+                timing.taken.append(contender.ask("time", seconds=batch, **arguments))
+                if case.storage != "step":  # steps take off their own
+                    timing.bare.append(bare[contender.name, case.at_once])
+    return timings
+
+
+def count_steps(cases: list[Case], rounds: int) -> int:
+    """Return how often `measure` calls its `step`."""
+    return len(cases) * (rounds + 1)
