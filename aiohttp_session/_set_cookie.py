@@ -44,7 +44,11 @@ class CookieWriter:
         cookies = response.cookies
         if not value:
             cookies.pop(name, None)
-        elif name in cookies or not (value.isascii() and value.isprintable()):
+        elif (
+            name in cookies
+            or value.__class__ is not str  # an id of another type, of a storage of somebody's own
+            or not (value.isascii() and value.isprintable())
+        ):
             response.set_cookie(name, value, **style.params)
             if style.partitioned:
                 coded = cookies[name].coded_value
@@ -90,6 +94,8 @@ class _WrittenMorsel(Morsel[str]):
 
     _reserved = {**Morsel._reserved, "partitioned": "Partitioned"}  # type: ignore[attr-defined]  # noqa: RUF012
     _flags = {*Morsel._flags, "partitioned"}  # type: ignore[attr-defined]  # noqa: RUF012
+
+    _written: tuple[str, str] | None = None  # as in copies, which don't know it
 
     def __init__(self, name: str, value: str, style: _Style, coded: str | None = None) -> None:
         dict.__init__(self, style.attributes)
