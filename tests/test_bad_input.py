@@ -234,7 +234,7 @@ class Sealed(BadInput):
             lambda value: value[1:],
             lambda value: value[: len(value) // 2],
             lambda value: value[:16],
-            lambda value: value + "x",
+            lambda value: "x" + value,
             lambda value: value[:-4] + "AAAA",
             lambda value: value.swapcase(),
             lambda value: value[:10] + value,
