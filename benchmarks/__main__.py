@@ -4,88 +4,185 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import fnmatch
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import contenders, measuring, servers, table
-from .cases import CASES, Stores
+from . import contenders, load, machine, measuring, plot, results, scale, servers, table
+from .cases import CASES, SERVERS, STORAGES, Case, Stores
+from .contenders import Contender, ContenderError
 
-_OUT = Console()
-_ERR = Console(stderr=True)
+_ERRORS = Console(stderr=True)
+_OUT = Console(width=None if sys.stdout.isatty() else 120)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the command line asks for, and return the exit status."""
-    options = _parser().parse_args()
-    cases = [case for case in CASES if fnmatch.fnmatch(case.name, options.cases)]
-    if not cases:
-        _ERR.print(
-            f"No case is named {options.cases!r}; there are, for example: redis/read, step/*"
-        )
-        return 2
+    options = _parser().parse_args(arguments)
+    try:
+        return _MODES[options.mode](options)
+    except ContenderError as error:
+        _ERRORS.print(f"[bold red]failed[/]: {error}", highlight=False)
+        return 1
+
+
+def _run_cases(options: argparse.Namespace) -> int:
+    run = _saved(options) if options.show else _measured(options, _selected(options, CASES))
+    if options.json:
+        run.save(options.json)
+    old = results.load(options.compare) if options.compare else None
+    rows = table.rows(run, old)
+    _OUT.print(table.for_terminal(rows, table.TITLE))
+    _print_facts({**run.contenders, **run.machine})
+    if options.rst:
+        table.save_rst(rows, options.rst)
+    if options.plot:
+        plot.save(run, options.plot)
+    return 0
+
+
+def _run_load(options: argparse.Namespace) -> int:
+    loader = load.Loader(options.connections, options.seconds, uvloop=options.uvloop)
+    names, absent = contenders.available(options.impl)
+    storages = list(dict.fromkeys(case.storage for case in _selected(options, CASES)))
+    with _stores(options, storages) as (stores, missing):
+        storages = [name for name in storages if name in STORAGES and name not in missing]
+        with _progress(len(names) * (1 + len(storages) * len(load.OPERATIONS))) as step:
+            loads = loader.measure(names, storages, stores, step)
+    _OUT.print(table.for_terminal(table.load_rows(loads), loader.describe()))
+    _print_facts({**missing, **absent, **loader.loaded, **machine.describe()})
+    if options.json:
+        document = {"machine": machine.describe(), "load": loader.describe()}
+        results_ = [dataclasses.asdict(entry) for entry in loads]
+        options.json.write_text(json.dumps({**document, "results": results_}, indent=1) + "\n")
+    return 0
+
+
+def _run_scale(options: argparse.Namespace) -> int:
+    cases = list(dict.fromkeys(case for axis in scale.AXES.values() for case in axis))
+    run = _measured(options, _selected(options, cases))
+    for axis, members in scale.AXES.items():
+        title = f"Microseconds of CPU time over a bare handler, by {axis.replace('_', ' ')}"
+        _OUT.print(table.for_terminal(table.scale_rows(run, axis, members), title))
+    names = [name for name in run.contenders if name != "reference"]
+    rounds = _rounds(options)
+    with _progress(scale.count_memory_steps(names, rounds)) as step:
+        found = list(scale.measure_memory(names, rounds, step))
+    _OUT.print(table.for_terminal(table.memory_rows(found), "Sessions in MemoryStorage"))
+    _print_facts({**run.contenders, **run.machine})
+    if options.json:
+        run.save(options.json)
+    return 0
+
+
+_MODES = {"cases": _run_cases, "load": _run_load, "scale": _run_scale}
+
+
+def _saved(options: argparse.Namespace) -> results.Run:
+    run = results.load(options.show)
+    run.timings = {case: run.timings[case] for case in _selected(options, run.timings)}
+    return run
+
+
+def _measured(options: argparse.Namespace, cases: list[Case]) -> results.Run:
+    names, absent = contenders.available(options.impl)
+    rounds, batch = _rounds(options), 0.001 if options.quick else measuring.BATCH
     with contextlib.ExitStack() as stack:
-        stores, missing = stack.enter_context(_stores(options, {case.storage for case in cases}))
+        storages = [case.storage for case in cases]
+        stores, missing = stack.enter_context(_stores(options, storages))
         not_run = {case: missing[case.storage] for case in cases if case.storage in missing}
         cases = [case for case in cases if case not in not_run]
         running = []
-        for name in options.impl.split(","):
-            contender = contenders.Contender(name, stores)
-            stack.callback(contender.close)
-            running.append(contender)
-        progress = stack.enter_context(
-            Progress(
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("{task.description}"),
-                console=_ERR,
-                transient=True,
-            )
-        )
-        task = progress.add_task("", total=measuring.count_steps(cases, options.rounds))
+        for name in names:
+            running.append(Contender(name, stores))
+            stack.callback(running[-1].close)
+        with _progress(measuring.count_steps(cases, rounds)) as step:
+            timings = measuring.measure(running, cases, rounds, step, batch)
+    described = {contender.name: contender.describe() for contender in running} | absent
+    return results.Run(timings, described, not_run, machine.describe())
 
-        def step(description: str) -> None:
-            progress.update(task, advance=1, description=description)
 
-        timings = measuring.measure(running, cases, options.rounds, step)
-    _OUT.print(table.make_table(timings, not_run, [contender.name for contender in running]))
-    for contender in running:
-        _OUT.print(f"{contender.name}: {contender.description}")
-    return 0
+def _rounds(options: argparse.Namespace) -> int:
+    return 1 if options.quick else options.rounds
 
 
 @contextlib.contextmanager
 def _stores(
-    options: argparse.Namespace, needed: set[str]
+    options: argparse.Namespace, needed: list[str]
 ) -> Iterator[tuple[Stores, dict[str, str]]]:
-    """Give the servers that storages need, and why those that are missing can't be had."""
-    redis, memcached, missing = options.redis, options.memcached, {}
+    """Give the servers that storages need, and say why the missing ones can't be had."""
+    found, missing = {"redis": options.redis, "memcached": options.memcached}, {}
     with contextlib.ExitStack() as stack:
-        if "redis" in needed and not redis:
+        for name in SERVERS:
+            if name not in needed or found[name]:
+                continue
             try:
-                redis = f"redis://{servers.HOST}:{stack.enter_context(servers.redis()).port}"
+                server = stack.enter_context(getattr(servers, name)())
             except servers.MissingServerError as error:
-                missing["redis"] = f"not run: {error}"
-        if "memcached" in needed and not memcached:
-            try:
-                memcached = f"{servers.HOST}:{stack.enter_context(servers.memcached()).port}"
-            except servers.MissingServerError as error:
-                missing["memcached"] = f"not run: {error}"
-        yield Stores(redis, memcached), missing
+                missing[name] = f"not run: {error}"
+            else:
+                scheme = "redis://" if name == "redis" else ""
+                found[name] = f"{scheme}{servers.HOST}:{server.port}"
+        yield Stores(**found), missing
+
+
+@contextlib.contextmanager
+def _progress(steps: int) -> Iterator[Callable[[str], None]]:
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    text = TextColumn("{task.description}")
+    with Progress(*columns, text, console=_ERRORS, transient=True) as progress:
+        task = progress.add_task("", total=steps)
+        yield lambda description: progress.update(task, advance=1, description=description)
+
+
+def _print_facts(facts: dict[str, str]) -> None:
+    for name, text in facts.items():
+        _OUT.print(f"{name}: {text}", highlight=False, soft_wrap=True)
+
+
+def _selected(options: argparse.Namespace, cases: Iterable[Case]) -> list[Case]:
+    globs = options.cases.split(",")
+    cases = list(cases)
+    selected = [case for case in cases if any(fnmatch.fnmatch(case.name, glob) for glob in globs)]
+    if not selected:
+        names = ", ".join(case.name for case in cases[:3])
+        raise SystemExit(f"No case is named {options.cases!r}; names are like {names}")
+    return selected
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--cases", default="*", metavar="GLOB", help="which cases, as in 'redis/*'")
-    parser.add_argument("--impl", default=",".join(contenders.NAMES), help="which contenders")
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--redis", metavar="URL", help="a Redis server to use")
-    parser.add_argument("--memcached", metavar="HOST:PORT", help="a memcached server to use")
+    add = parser.add_argument
+    add("mode", nargs="?", default="cases", choices=_MODES, help="cases, if not given")
+    add("--cases", default="*", metavar="GLOBS", help="which cases: 'redis/*', '*/read,step/*'")
+    add("--impl", default=contenders.NAMES, type=_names, help="which of compiled,pure,reference")
+    add("--rounds", default=12, type=int, help="of which the least counts")
+    add("--quick", action="store_true", help="check every answer, and time next to nothing")
+    add("--json", type=Path, metavar="FILE", help="write the results to")
+    add("--show", type=Path, metavar="FILE", help="show an earlier run instead of measuring")
+    add("--compare", type=Path, metavar="FILE", help="an earlier run to compare with")
+    add("--rst", type=Path, metavar="FILE", help="write the table as reStructuredText")
+    add("--plot", type=Path, metavar="FILE.svg", help="draw the results")
+    add("--redis", metavar="URL", help="a Redis server to use, instead of one of our own")
+    add("--memcached", metavar="HOST:PORT", help="the same for memcached")
+    add("--connections", default=64, type=int, help="load: HTTP connections at a time")
+    add("--seconds", default=2.0, type=float, help="load: how long each measurement takes")
+    add("--uvloop", action="store_true", help="load: run the server with uvloop")
     return parser
+
+
+def _names(text: str) -> list[str]:
+    names = text.split(",")
+    unknown = set(names) - set(contenders.NAMES)
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown} not among {', '.join(contenders.NAMES)}")
+    return names
 
 
 if __name__ == "__main__":

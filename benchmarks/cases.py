@@ -38,6 +38,7 @@ class Case:
     size: int = 250  # bytes of the session, as JSON
     at_once: int = 1  # requests in progress at a time
     cookies: int = 4  # in the request, the session's included
+    stored: int = 0  # other sessions in the store, if it is in memory
 
     @property
     def name(self) -> str:
@@ -49,6 +50,8 @@ class Case:
             parts.append(f"{self.at_once} at once")
         if self.cookies != Case.cookies:
             parts.append(f"{self.cookies} cookies")
+        if self.stored:
+            parts.append(f"{self.stored} stored")
         return "/".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""The packages that are compared, each in a process of its own."""
+"""The packages that are compared, each in processes of its own."""
 
 from __future__ import annotations
 
@@ -10,50 +10,65 @@ from pathlib import Path
 from typing import Any
 
 from . import reference
-from .cases import Stores
 
 NAMES = ("compiled", "pure", "reference")
 _ROOT = Path(__file__).parent.parent
-_EXPECTED = {"compiled": "cython", "pure": "python", "reference": "reference"}
-# The reference package is found before this one, which comes last on the path.
-_START = "import sys; sys.path.{}; from benchmarks import worker; worker.main()"
+_IMPLEMENTATIONS = {"compiled": "cython", "pure": "python", "reference": "reference"}
 
 
 class ContenderError(RuntimeError):
     """A contender failed, or is not what it was taken for."""
 
 
+def available(names: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Return the contenders that can be had, and why the others can't."""
+    missing = {}
+    if "reference" in names:
+        try:
+            reference.python()
+        except RuntimeError as error:
+            missing["reference"] = f"not run: {error}"
+    return [name for name in names if name not in missing], missing
+
+
 class Contender:
-    """A process with one of the packages, that runs cases on command.
+    """A process with one of the packages, that does what it is asked.
 
     :param name: one of `NAMES`.
+    :param setting: what the process is told at its start.
+    :param module: what runs in it: the module of this package whose ``main`` is called.
     :raises ContenderError: if it is another implementation than the one asked for.
     :raises RuntimeError: if the reference package can't be had.
     """
 
-    def __init__(self, name: str, stores: Stores) -> None:
+    def __init__(self, name: str, setting: Any, module: str = "worker") -> None:
         self.name = name
-        python, place = sys.executable, f"insert(0, {str(_ROOT)!r})"
+        python, place = sys.executable, "insert(0, folder)"
         if name == "reference":
-            python, place = reference.python(), f"append({str(_ROOT)!r})"
+            # Its package is found before this one, which comes last on the path.
+            python, place = reference.python(), "append(folder)"
+        code = f"import sys; folder = {str(_ROOT)!r}; sys.path.{place}; "
+        code += f"from benchmarks import {module} as module; module.main()"
         environment = {k: v for k, v in os.environ.items() if k != "AIOHTTP_SESSION_NO_EXTENSIONS"}
         if name == "pure":
             environment["AIOHTTP_SESSION_NO_EXTENSIONS"] = "1"
         self._process = subprocess.Popen(
-            [python, "-I", "-c", _START.format(place), json.dumps(stores)],
+            [python, "-I", "-c", code, json.dumps(setting)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
             text=True,
         )
-        self.description: dict[str, str] = self.ask("describe")
-        if self.description["implementation"] != _EXPECTED[name]:
+        try:
+            self._loaded: dict[str, str] = self.ask("describe")
+            self._check_loaded()
+        except ContenderError:
             self.close()
-            raise ContenderError(
-                f"{name} was asked for, and {self.description['file']} is the "
-                f"{self.description['implementation']} implementation. make develop builds the "
-                "extensions; --impl leaves a contender out"
-            )
+            raise
+
+    def describe(self) -> str:
+        """Say which package was really loaded."""
+        return "aiohttp_session {version}, implementation: {implementation}".format(**self._loaded)
 
     def ask(self, command: str, **arguments: Any) -> Any:
         """Have the process do something, and return its answer.
@@ -77,3 +92,15 @@ class Contender:
     def close(self) -> None:
         """End the process."""
         self._process.communicate()
+
+    def _check_loaded(self) -> None:
+        loaded = self._loaded
+        is_ours = Path(loaded["file"]).parent.parent == _ROOT
+        if loaded["implementation"] != _IMPLEMENTATIONS[self.name] or is_ours == (
+            self.name == "reference"
+        ):
+            raise ContenderError(
+                f"{self.name} was asked for, and {loaded['file']} was loaded, with the "
+                f"implementation {loaded['implementation']!r}. make develop builds the "
+                "extensions; --impl leaves a contender out"
+            )

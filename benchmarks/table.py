@@ -1,47 +1,156 @@
-"""Results as a table for people."""
+"""Results as tables: for the terminal, and for the README."""
 
 from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 from rich.table import Table
 
 from .cases import Case
-from .measuring import Timing, Timings
+from .load import Load
+from .measuring import Timing
+from .results import Run, ratio
+from .scale import Stored
+
+TITLE = "Microseconds of CPU time over a bare handler: least of all rounds, +distance to the median"
+_LABELS = ("storage", "operation", "session", "at once", "cookies")
 
 
-def make_table(timings: Timings, not_run: dict[Case, str], contenders: list[str]) -> Table:
-    """Make the table: a row for each case, a column for each contender, and the ratios."""
-    table = Table(title="Microseconds of CPU time per request over a bare handler")
-    for heading in ("storage", "operation", "session", "at once"):
-        table.add_column(heading)
+class Rows(NamedTuple):
+    """A table before it has a form: groups are set apart."""
+
+    headings: list[str]
+    groups: list[list[list[str]]]
+
+
+def rows(run: Run, old: Run | None = None) -> Rows:
+    """Make a row for each case: its cost by contender, how many times it the reference costs.
+
+    :param old: an earlier run; the new cost is shown as so many times the old one.
+    """
+    contenders = list(run.contenders)
     ours = [name for name in contenders if name != "reference"]
     ratios = ours if "reference" in contenders else []
-    for heading in (*contenders, *(f"reference/{name}" for name in ratios)):
-        table.add_column(heading, justify="right")
-    cases = list(dict.fromkeys([*timings, *not_run]))
-    for i, case in enumerate(cases):
-        row = [case.storage, case.operation, f"{case.size} B", str(case.at_once)]
-        if case in not_run:
-            row += [not_run[case]]
+    headings = [*_LABELS, *contenders, *(f"vs {name}" for name in ratios)]
+    if old is not None:
+        headings += [f"{name} new/old" for name in contenders]
+    groups: list[list[list[str]]] = []
+    last: object = None
+    for case in [*run.timings, *run.not_run]:
+        label = [case.storage, case.operation, f"{case.size} B", str(case.at_once)]
+        row = [*label, str(case.cookies)]
+        if case in run.not_run:
+            row += [run.not_run[case]]
         else:
-            row += [_cell(timings[case].get(name), case) for name in contenders]
-            row += [_ratio(timings[case], name) for name in ratios]
-        last = i + 1 == len(cases) or _group(cases[i + 1]) != _group(case)
-        table.add_row(*row, end_section=last)
-    return table
+            costs = run.timings[case]
+            row += [_cell(costs.get(name), run.contenders[name], case) for name in contenders]
+            row += [_times_reference(costs, name) for name in ratios]
+            if old is not None:
+                row += [_times(ratio(run, old, case, name)) for name in contenders]
+        group = (case.storage, case.at_once, case.size, case.cookies)
+        if group != last:
+            groups.append([])
+        last = group
+        groups[-1].append(row + [""] * (len(headings) - len(row)))
+    return _without_constant_labels(Rows(headings, groups))
 
 
-def _group(case: Case) -> tuple[str, int, int]:
-    return case.storage, case.at_once, case.size
+def _without_constant_labels(table: Rows) -> Rows:
+    """Leave out labels that are the same in every row, such as four cookies."""
+    every = [row for group in table.groups for row in group]
+    constant = {i for i in range(2, len(_LABELS)) if len({row[i] for row in every}) == 1}
+
+    def kept(row: list[str]) -> list[str]:
+        return [cell for i, cell in enumerate(row) if i not in constant]
+
+    return Rows(kept(table.headings), [[kept(row) for row in group] for group in table.groups])
 
 
-def _cell(timing: Timing | None, case: Case) -> str:
+def _cell(timing: Timing | None, description: str, case: Case) -> str:
     if timing is None:
-        return "-"
+        return "not run" if description.startswith("not run") else "-"
     digits = 3 if case.storage == "step" else 1
     return f"{timing.cost:.{digits}f} +{timing.spread:.{digits}f}"
 
 
-def _ratio(row: dict[str, Timing], name: str) -> str:
-    if "reference" not in row or name not in row or not row[name].cost:
+def _times_reference(costs: dict[str, Timing], name: str) -> str:
+    if "reference" not in costs or name not in costs or not costs[name].cost:
         return "-"
-    return f"{row['reference'].cost / row[name].cost:.1f}x"
+    return _times(costs["reference"].cost / costs[name].cost)
+
+
+def _times(factor: float | None) -> str:
+    return "-" if factor is None else f"{factor:.2f}x"
+
+
+def load_rows(loads: list[Load]) -> Rows:
+    """Make a row for each handler that was under load."""
+    headings = ["storage", "operation", "contender", "requests/s", "of bare"]
+    headings += ["CPU µs/request", "server busy", "p50 ms", "p99 ms"]
+    groups: dict[tuple[str, str], list[list[str]]] = {}
+    for load in loads:
+        row = [load.storage, load.operation, load.contender, f"{load.per_second:,.0f}"]
+        row += [f"{load.share:.0%}", f"{load.cpu:.0f}", f"{load.busy:.0%}"]
+        row += [f"{load.p50:.1f}", f"{load.p99:.1f}"]
+        groups.setdefault((load.storage, load.operation), []).append(row)
+    return Rows(headings, list(groups.values()))
+
+
+def scale_rows(run: Run, axis: str, cases: list[Case]) -> Rows:
+    """Make a row for each storage, operation and contender, a column for each size (or other)."""
+    values = sorted({getattr(case, axis) for case in cases})
+    groups: dict[tuple[str, str], list[list[str]]] = {}
+    for case in cases:
+        where = (case.storage, case.operation)
+        if where in groups or case not in run.timings:
+            continue
+        for contender in run.timings[case]:
+            row = [*where, contender]
+            for value in values:
+                costs = run.timings.get(dataclasses.replace(case, **{axis: value}), {})
+                row.append(f"{costs[contender].cost:.1f}" if contender in costs else "")
+            groups.setdefault(where, []).append(row)
+    headings = ["storage", "operation", "contender", *(f"{value:,}" for value in values)]
+    return Rows(headings, list(groups.values()))
+
+
+def memory_rows(found: list[Stored]) -> Rows:
+    """Make a row for each number of sessions in memory."""
+    rows = [
+        [entry.contender, f"{entry.sessions:,}", f"{entry.bytes:,.0f}", f"{entry.read:.1f}"]
+        for entry in found
+    ]
+    return Rows(["contender", "sessions", "bytes a session", "read"], [rows])
+
+
+def for_terminal(table: Rows, title: str) -> Table:
+    """Draw rows for a terminal."""
+    drawn = Table(title=title)
+    for heading in table.headings:
+        justify = "left" if heading in {*_LABELS[:2], "contender"} else "right"
+        drawn.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for group in table.groups:
+        for row in group:
+            drawn.add_row(*row, end_section=row is group[-1])
+    return drawn
+
+
+def save_rst(table: Rows, path: Path) -> None:
+    """Write rows as a table in reStructuredText."""
+    path.write_text("\n".join(_rst(table)) + "\n", encoding="utf-8")
+
+
+def _rst(table: Rows) -> Iterator[str]:
+    lines = [table.headings, *(row for group in table.groups for row in group)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.headings))]
+    rule = "  ".join("=" * width for width in widths)
+    yield rule
+    for number, line in enumerate(lines):
+        cells = zip(line, widths, strict=True)
+        yield "  ".join(cell.ljust(width) for cell, width in cells).rstrip()
+        if number == 0:
+            yield rule
+    yield rule

@@ -8,9 +8,11 @@ import gc
 import itertools
 import json
 import logging
+import resource
 import sys
 import time
 import timeit
+import uuid
 import warnings
 from collections.abc import Awaitable, Callable, Iterator
 from types import SimpleNamespace
@@ -35,7 +37,7 @@ from .cases import (
 )
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-_SEEDS = 64  # sessions that requests take turns with
+_SEEDS = 16  # sessions, at least, that requests take turns with
 
 
 class WrongAnswerError(Exception):
@@ -105,13 +107,16 @@ class RequestCase:
     def __init__(self, case: Case, stores: Stores) -> None:
         self._case = case
         self._operation = OPERATIONS[case.operation]
-        self._app = App(STORAGES[case.storage](stores))
+        self._storage = STORAGES[case.storage](stores)
+        self._app = App(self._storage)
         self._seeds: Iterator[str] = iter(())
         self._seconds = 0.0
 
     async def check(self) -> None:
         """Check that every session is the one that it should be, before and after the operation."""
         case, operation = self._case, self._operation
+        if case.stored:
+            await self._fill(case.stored)
         before = await self._seed(case.at_once)
         responses = await asyncio.gather(
             *(self._app.answer(operation.handler, request) for request in self._requests(before))
@@ -122,7 +127,7 @@ class RequestCase:
             if not (isinstance(response, web.Response) and response.text == answer):
                 raise WrongAnswerError(f"{case.name}: the handler did not answer {answer!r}")
             operation.effect(expected)
-            found = await self._load(_kept_cookie(cookie, response))
+            found = await self._load(kept_cookie(cookie, response))
             if found != expected:
                 raise WrongAnswerError(f"{case.name}: expected {expected!r}, found {found!r}")
             if case.operation in {"untouched", "read"} and "Set-Cookie" in response.headers:
@@ -131,13 +136,13 @@ class RequestCase:
                 found = await self._load(cookie)
                 if found:
                     raise WrongAnswerError(f"{case.name}: the record is still there: {found!r}")
-        self._seeds = itertools.cycle(await self._seed(_SEEDS))
+        self._seeds = itertools.cycle(await self._seed(max(_SEEDS, case.at_once)))
         await self.time(0.0)
 
     async def time(self, seconds: float) -> float:
         """Return the microseconds of CPU time of a request, of as many as fit into the seconds."""
         at_once = self._case.at_once
-        count = max(at_once, 32, min(5000, int(seconds / self._seconds) if seconds else 0))
+        count = max(at_once, 8, min(5000, int(seconds / self._seconds) if seconds else 0))
         if self._case.operation == "logout":
             cookies = await self._seed(count)
         else:
@@ -162,10 +167,20 @@ class RequestCase:
             return web.Response()
 
         [request] = self._app.requests([None])
-        cookie = _kept_cookie(None, await self._app.answer(seed, request))
+        cookie = kept_cookie(None, await self._app.answer(seed, request))
         if cookie is None:
             raise WrongAnswerError(f"{self._case.name}: a new session got no cookie")
         return cookie
+
+    async def _fill(self, count: int) -> None:
+        """Store sessions that nobody asks for."""
+        assert isinstance(self._storage, aiohttp_session.storage.ServerStorage)
+        for number in range(count):
+            data = {"created": int(time.time()), "session": session_data(self._case.size, number)}
+            payload = json.dumps(data, separators=(",", ":")).encode("utf-8")
+            await self._storage.create(
+                f"{self._storage.cookie_name}_{uuid.uuid4().hex}", payload, None
+            )
 
     async def _load(self, cookie: str | None) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -179,7 +194,7 @@ class RequestCase:
         return found
 
 
-def _kept_cookie(before: str | None, response: web.StreamResponse) -> str | None:
+def kept_cookie(before: str | None, response: web.StreamResponse) -> str | None:
     """Return the session's cookie that a browser has after a response, as it sends it."""
     line = response.headers.get("Set-Cookie")
     if line is None:
@@ -238,11 +253,12 @@ class Worker:
 
     async def describe(self) -> dict[str, str]:
         """Say which package this is."""
-        return {
-            "version": aiohttp_session.__version__,
-            "implementation": getattr(aiohttp_session, "IMPLEMENTATION", "reference"),
-            "file": str(aiohttp_session.__file__),
-        }
+        return describe()
+
+    async def memory(self) -> int:
+        """Return the most memory that the process has had, in bytes."""
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
     async def check(self, **case: Any) -> None:
         """Check a case, and make it ready to be timed."""
@@ -262,6 +278,15 @@ class Worker:
         count = max(64, int(seconds / 5e-6))
         requests = app.requests(["AIOHTTP_SESSION=c3d4"] * count)
         return await app.run(bare, requests, at_once) / count * 1e6
+
+
+def describe() -> dict[str, str]:
+    """Say which package this is."""
+    return {
+        "version": aiohttp_session.__version__,
+        "implementation": getattr(aiohttp_session, "IMPLEMENTATION", "reference"),
+        "file": str(aiohttp_session.__file__),
+    }
 
 
 def main() -> None:

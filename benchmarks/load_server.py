@@ -1,0 +1,76 @@
+"""A contender's process: an aiohttp server with sessions, to be put under load."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+import warnings
+from typing import Any
+
+from aiohttp import web
+
+import aiohttp_session
+
+from .cases import OPERATIONS, STORAGES, Case, Stores, bare, session_data
+from .worker import describe
+
+HOST = "127.0.0.1"
+USERS = 64
+
+
+def main() -> None:
+    """Serve HTTP, and commands from standard input until it ends."""
+    setting = json.loads(sys.argv[-1])
+    warnings.simplefilter("ignore")  # aiohttp's advice about keys of requests
+    if setting["core"] is not None:
+        os.sched_setaffinity(0, {setting["core"]})
+    if setting["uvloop"]:
+        import uvloop  # noqa: PLC0415
+
+        uvloop.install()
+    asyncio.run(_serve(setting))
+
+
+async def _serve(setting: dict[str, Any]) -> None:
+    app = web.Application()
+    app.router.add_get("/bare", bare)
+    if setting["storage"] != "bare":
+        storage = STORAGES[setting["storage"]](Stores(*setting["stores"]))
+        aiohttp_session.setup(app, storage)
+        for operation in ("read", "write"):
+            app.router.add_get(f"/{operation}", OPERATIONS[operation].handler)
+        app.router.add_get("/login/{user}", _log_in)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    site = web.TCPSite(runner, HOST, 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+
+    def obey() -> None:
+        for line in sys.stdin:
+            command, _ = json.loads(line)
+            answers: dict[str, Any] = {
+                "describe": describe(),
+                "port": port,
+                "cpu": time.process_time(),
+            }
+            print(json.dumps({"result": answers[command]}), flush=True)
+        loop.call_soon_threadsafe(done.set)
+
+    threading.Thread(target=obey, daemon=True).start()
+    await done.wait()
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(runner.cleanup(), 2)
+
+
+async def _log_in(request: web.Request) -> web.Response:
+    session = await aiohttp_session.new_session(request)
+    session.update(session_data(Case.size, int(request.match_info["user"])))
+    return web.Response()
