@@ -8,7 +8,8 @@ SANITIZERS = address,undefined
 # Tests that need no server, and run the compiled code.
 CORE_TESTS = $(wildcard $(addprefix tests/test_,$(addsuffix .py,parity cookies payload session)))
 
-.PHONY: develop demo test test-pure test-asan lint bench docs clean servers
+.PHONY: develop demo test test-pure test-asan test-trace lint bench docs clean servers
+.PHONY: build/asan build/trace
 
 develop: .venv/has-lint
 
@@ -22,20 +23,32 @@ test: .venv/has-test servers
 test-pure: .venv/has-test servers
 	AIOHTTP_SESSION_NO_EXTENSIONS=1 $(BIN)/python -m pytest $(ARGS)
 
-# The package is built from a copy, so that no sanitized object file gets into later builds.
-test-asan: .venv/has-test
-	rm -rf build/asan
-	mkdir -p build/asan/source
-	cp -R aiohttp_session src_ext setup.py pyproject.toml LICENSE README.rst build/asan/source
-	rm -f build/asan/source/aiohttp_session/*.so
-	cp -R tests benchmarks pyproject.toml build/asan
-	cd build/asan && AIOHTTP_SESSION_REQUIRE_EXTENSIONS=1 AIOHTTP_SESSION_DEBUG_BUILD=1 \
-	    CFLAGS="-fsanitize=$(SANITIZERS) -fno-sanitize-recover=all -fno-omit-frame-pointer" \
-	    LDFLAGS="-fsanitize=$(SANITIZERS)" \
-	    $(CURDIR)/$(BIN)/pip install --quiet --no-deps --target . ./source
-	cd build/asan && LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" PYTHONMALLOC=malloc \
+# The compiled core under AddressSanitizer and UndefinedBehaviorSanitizer.
+test-asan: build/asan
+	cd $< && CFLAGS="-fsanitize=$(SANITIZERS) -fno-sanitize-recover=all -fno-omit-frame-pointer" \
+	    LDFLAGS="-fsanitize=$(SANITIZERS)" AIOHTTP_SESSION_DEBUG_BUILD=1 $(INSTALL_COPY)
+	cd $< && LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" PYTHONMALLOC=malloc \
 	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	    $(CURDIR)/$(BIN)/python -m pytest $(CORE_TESTS) $(ARGS)
+
+# Which lines of the .pyx files the tests reach. Coverage wants the generated C beside them.
+test-trace: build/trace
+	$(BIN)/pip install --quiet cython
+	cd $< && AIOHTTP_SESSION_TRACE=1 $(INSTALL_COPY)
+	cp -R $</source/src_ext $</source/build/cython/src_ext $<
+	sed -i -e 's/^source = .*/source = ["src_ext"]\nplugins = ["Cython.Coverage"]/' \
+	    -e 's/^fail_under = .*//' $</pyproject.toml
+	cd $< && $(CURDIR)/$(BIN)/python -m pytest $(CORE_TESTS) $(ARGS) --cov
+
+# A copy to build in, so that no object file of an unusual build gets into the next one.
+INSTALL_COPY = AIOHTTP_SESSION_REQUIRE_EXTENSIONS=1 \
+    $(CURDIR)/$(BIN)/pip install --quiet --no-deps --target . ./source
+build/asan build/trace: .venv/has-test
+	rm -rf $@
+	mkdir -p $@/source
+	cp -R aiohttp_session src_ext setup.py pyproject.toml LICENSE README.rst $@/source
+	rm -f $@/source/aiohttp_session/*.so
+	cp -R tests benchmarks pyproject.toml $@
 
 lint: .venv/has-lint
 	$(BIN)/ruff check .
