@@ -66,9 +66,13 @@ def session_data(size: int, user: int = 0) -> dict[str, Any]:
         {"sku": "AC-10071", "n": 3, "price": 450, "note": "für Jürgen"},
     ]
     item = {"sku": "ZZ-20005", "n": 2, "price": 1250}
-    missing = size - len(json.dumps(data, separators=(",", ":")))
-    data["cart"] += [dict(item) for _ in range(missing // 39)]
+    missing = size - _json_size(data)
+    data["cart"] += [dict(item) for _ in range(missing // (_json_size(item) + len(",")))]
     return data
+
+
+def _json_size(data: object) -> int:
+    return len(json.dumps(data, separators=(",", ":")))
 
 
 def cookie_header(session: str | None, cookies: int) -> str:
@@ -98,7 +102,8 @@ def _siv(stores: Stores) -> AbstractStorage:
 
 def _redis(stores: Stores) -> AbstractStorage:
     assert stores.redis is not None
-    return RedisStorage(redis.from_url(stores.redis))
+    # The default, 100 connections, is too few for the reference package at 256 requests at once.
+    return RedisStorage(redis.from_url(stores.redis, max_connections=1000))
 
 
 def _memcached(stores: Stores) -> AbstractStorage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import statistics
 import sys
@@ -12,19 +13,20 @@ from typing import Any
 
 def main() -> None:
     """Put the load on a server that standard input describes, and print what was seen."""
-    print(json.dumps(asyncio.run(_load(**json.load(sys.stdin)))))
+    print(json.dumps(asyncio.run(load(**json.load(sys.stdin)))))
 
 
-async def _load(
+async def load(
     host: str, port: int, path: str, cookies: list[str], connections: int, seconds: float
 ) -> dict[str, Any]:
+    """Put load on a server, and return what was seen; times are in seconds."""
     loop = asyncio.get_running_loop()
     clients = []
     for number in range(connections):
         head = f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\n"
         head += f"Cookie: {cookies[number % len(cookies)]}\r\n\r\n"
-        request = head.encode("ascii")
-        _, client = await loop.create_connection(lambda r=request: _Client(r), host, port)  # type: ignore[misc]
+        made = functools.partial(_Client, head.encode("ascii"))
+        _, client = await loop.create_connection(made, host, port)
         clients.append(client)
     start = time.perf_counter()
     await asyncio.sleep(seconds)
@@ -53,6 +55,7 @@ class _Client(asyncio.Protocol):
         self._request = request
         self._received = b""
         self._sent = 0.0
+        self._closed = False
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
@@ -74,11 +77,12 @@ class _Client(asyncio.Protocol):
         self._send()
 
     def connection_lost(self, error: Exception | None) -> None:
-        if not self._transport.is_closing() or error:
+        if not self._closed:
             self.failure = f"the server closed the connection: {error}"
 
     def close(self) -> None:
         """Close the connection."""
+        self._closed = True
         self._transport.abort()
 
     def _send(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -58,9 +59,8 @@ def measure_memory(names: list[str], rounds: int, step: Callable[[str], None]) -
         for case in _MEMORY:
             contender = Contender(name, Stores())
             try:
-                before = contender.ask("memory")
                 timings = measure([contender], [case], rounds, step)[case]
-                used = contender.ask("memory") - before
+                used = contender.ask("memory", **dataclasses.asdict(case))
             finally:
                 contender.close()
             yield Stored(name, case.stored, used / case.stored, timings[name].cost)

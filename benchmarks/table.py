@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
-
-from rich.table import Table
+from typing import TYPE_CHECKING, NamedTuple
 
 from .cases import Case
 from .load import Load
 from .measuring import Timing
 from .results import Run, ratio
 from .scale import Stored
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 TITLE = "Microseconds of CPU time over a bare handler: least of all rounds, +distance to the median"
 _LABELS = ("storage", "operation", "session", "at once", "cookies")
@@ -73,7 +74,8 @@ def _cell(timing: Timing | None, description: str, case: Case) -> str:
     if timing is None:
         return "not run" if description.startswith("not run") else "-"
     digits = 3 if case.storage == "step" else 1
-    return f"{timing.cost:.{digits}f} +{timing.spread:.{digits}f}"
+    spread = f" +{timing.spread:.{digits}f}" if timing.taken[1:] else ""
+    return f"{timing.cost:.{digits}f}{spread}"
 
 
 def _times_reference(costs: dict[str, Timing], name: str) -> str:
@@ -128,6 +130,8 @@ def memory_rows(found: list[Stored]) -> Rows:
 
 def for_terminal(table: Rows, title: str) -> Table:
     """Draw rows for a terminal."""
+    from rich.table import Table  # noqa: PLC0415 - tables in other forms do without
+
     drawn = Table(title=title)
     for heading in table.headings:
         justify = "left" if heading in {*_LABELS[:2], "contender"} else "right"

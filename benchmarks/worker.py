@@ -8,10 +8,10 @@ import gc
 import itertools
 import json
 import logging
-import resource
 import sys
 import time
 import timeit
+import tracemalloc
 import uuid
 import warnings
 from collections.abc import Awaitable, Callable, Iterator
@@ -111,6 +111,8 @@ class RequestCase:
         self._app = App(self._storage)
         self._seeds: Iterator[str] = iter(())
         self._seconds = 0.0
+        self.stored_bytes = 0
+        """The memory that `Case.stored` sessions take."""
 
     async def check(self) -> None:
         """Check that every session is the one that it should be, before and after the operation."""
@@ -175,12 +177,14 @@ class RequestCase:
     async def _fill(self, count: int) -> None:
         """Store sessions that nobody asks for."""
         assert isinstance(self._storage, aiohttp_session.storage.ServerStorage)
-        for number in range(count):
-            data = {"created": int(time.time()), "session": session_data(self._case.size, number)}
-            payload = json.dumps(data, separators=(",", ":")).encode("utf-8")
-            await self._storage.create(
-                f"{self._storage.cookie_name}_{uuid.uuid4().hex}", payload, None
-            )
+        prefix = self._storage.cookie_name
+        data = {"created": int(time.time()), "session": session_data(self._case.size)}
+        tracemalloc.start()
+        for _ in range(count):
+            payload = json.dumps(data).encode("utf-8")
+            await self._storage.create(f"{prefix}_{uuid.uuid4().hex}", payload, None)
+        self.stored_bytes, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
 
     async def _load(self, cookie: str | None) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -255,10 +259,11 @@ class Worker:
         """Say which package this is."""
         return describe()
 
-    async def memory(self) -> int:
-        """Return the most memory that the process has had, in bytes."""
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    async def memory(self, **case: Any) -> int:
+        """Return the bytes that the stored sessions of a case take."""
+        made = self._cases[Case(**case)]
+        assert isinstance(made, RequestCase)
+        return made.stored_bytes
 
     async def check(self, **case: Any) -> None:
         """Check a case, and make it ready to be timed."""

@@ -1,0 +1,257 @@
+"""The benchmarks: what they time is right, what they report is what was measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from aiohttp_session import Session
+from aiohttp_session.memory_storage import MemoryStorage
+from benchmarks import cases, contenders, load_client, plot, results, table, wrk
+from benchmarks.cases import CASES, Case, Stores
+from benchmarks.contenders import Contender, ContenderError
+from benchmarks.measuring import Timing, measure
+from benchmarks.worker import RequestCase, StepCase, WrongAnswerError
+
+_IN_PROCESS = [case for case in CASES if case.storage not in {*cases.SERVERS, "step"}]
+_STEPS = [case for case in CASES if case.storage == "step"]
+
+
+@pytest.mark.parametrize("case", _IN_PROCESS, ids=lambda case: case.name)
+async def test_sound_storage_passes_every_check(case: Case) -> None:
+    await RequestCase(case, Stores()).check()
+
+
+class _LosesUpdates(MemoryStorage):
+    async def update(self, key: str, payload: bytes, ttl: int | None) -> bool:
+        return True
+
+
+class _LosesNewSessions(MemoryStorage):
+    async def create(self, key: str, payload: bytes, ttl: int | None) -> None:
+        pass
+
+
+class _KeepsDeletedRecords(MemoryStorage):
+    async def delete(self, key: str) -> None:
+        pass
+
+
+class _MixesUsersUp(MemoryStorage):
+    async def read(self, key: str) -> bytes | None:
+        return next(iter(self._records.values()))[0]
+
+
+class _SavesWhatIsOnlyRead(MemoryStorage):
+    async def load_session(self, request: web.Request) -> Session:
+        session = await super().load_session(request)
+        session.changed()
+        return session
+
+
+class _ForgetsTheCookie(MemoryStorage):
+    def save_cookie(self, *args: Any, **options: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("broken", "operation"),
+    [
+        (_LosesUpdates, "write"),
+        (_LosesUpdates, "nested write"),
+        (_LosesNewSessions, "untouched"),
+        (_LosesNewSessions, "new session"),
+        (_KeepsDeletedRecords, "logout"),
+        (_MixesUsersUp, "read"),
+        (_SavesWhatIsOnlyRead, "read"),
+        (_ForgetsTheCookie, "new session"),
+    ],
+)
+async def test_broken_storage_fails_its_check(
+    broken: type[MemoryStorage], operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(cases.STORAGES, "memory", lambda stores: broken())
+    with pytest.raises((WrongAnswerError, KeyError)):
+        await RequestCase(Case("memory", operation, at_once=2), Stores()).check()
+
+
+@pytest.mark.parametrize("case", _STEPS, ids=lambda case: case.name)
+async def test_step_passes_its_check(case: Case) -> None:
+    await StepCase(case, Stores()).check()
+
+
+async def test_wrong_step_fails_its_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cases.STEPS, "get", cases.Step("value = 'nobody'", "value == 'user0'"))
+    with pytest.raises(WrongAnswerError):
+        await StepCase(Case("step", "get"), Stores()).check()
+
+
+async def test_timing_gives_microseconds_for_each_request() -> None:
+    case = RequestCase(Case("memory", "write"), Stores())
+    await case.check()
+    assert 0 < await case.time(0.001) < 100_000
+
+
+async def test_stored_sessions_are_weighed() -> None:
+    case = RequestCase(Case("memory", "read", stored=200), Stores())
+    await case.check()
+    assert 250 < case.stored_bytes / 200 < 2_000
+
+
+@pytest.mark.parametrize("size", [250, 1000, 2900, 65_536])
+def test_session_data_has_the_size_asked_for(size: int) -> None:
+    assert abs(len(json.dumps(cases.session_data(size), separators=(",", ":"))) - size) < 45
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 50])
+def test_cookie_header_has_so_many_cookies(count: int) -> None:
+    header = cases.cookie_header("N=1", count)
+    assert "N=1" in header.split("; ")
+    assert len(header.split("; ")) == count
+    assert cases.cookie_header(None, count).count(";") == max(0, count - 2)
+
+
+def test_names_of_cases_differ() -> None:
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+def test_contender_measures_in_a_process_of_its_own() -> None:
+    case, steps = Case("simple", "write"), list[str]()
+    contender = Contender("pure", Stores())
+    try:
+        timings = measure([contender], [case], 2, steps.append, batch=0.0001)
+    finally:
+        contender.close()
+    assert "python" in contender.describe()
+    assert len(timings[case]["pure"].taken) == len(timings[case]["pure"].bare) == 2
+    assert len(steps) == 3
+
+
+def test_contender_that_is_another_implementation_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(contenders._IMPLEMENTATIONS, "pure", "cython")
+    with pytest.raises(ContenderError, match="pure was asked for"):
+        Contender("pure", Stores())
+
+
+def test_contender_that_fails_says_why() -> None:
+    contender = Contender("pure", Stores())
+    try:
+        with pytest.raises(ContenderError, match="pure: KeyError: 'nothing'"):
+            contender.ask("check", storage="nothing", operation="read")
+    finally:
+        contender.close()
+
+
+def test_reference_that_cannot_be_had_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> str:
+        raise RuntimeError("no index")
+
+    monkeypatch.setattr("benchmarks.reference.python", fail)
+    assert contenders.available(["pure", "reference"]) == (
+        ["pure"],
+        {"reference": "not run: no index"},
+    )
+
+
+_READ, _WRITE, _REDIS = Case("fernet", "read"), Case("fernet", "write"), Case("redis", "read")
+
+
+def _run(cost: float) -> results.Run:
+    rows = {
+        _READ: {
+            "pure": Timing([cost + 5.0, cost + 3.0, cost + 2.0], [3.0, 2.0, 2.0]),
+            "reference": Timing([42.0], [2.0]),
+        },
+        _WRITE: {"pure": Timing([12.0], [2.0])},
+    }
+    described = {"pure": "this", "reference": "not run: why"}
+    return results.Run(rows, described, {_REDIS: "not run: no server"}, {"date": "today"})
+
+
+def test_cost_is_the_least_of_the_rounds_less_the_least_bare_one() -> None:
+    timing = _run(10.0).timings[_READ]["pure"]
+    assert timing.cost == 10.0
+    assert timing.spread == 1.0
+
+
+def test_saved_run_is_read_back(tmp_path: Path) -> None:
+    run = _run(10.0)
+    run.save(tmp_path / "run.json")
+    assert results.load(tmp_path / "run.json") == run
+
+
+def test_table_shows_costs_ratios_and_gaps(tmp_path: Path) -> None:
+    rows = table.rows(_run(10.0), old=_run(20.0))
+    assert rows.headings == [
+        *("storage", "operation", "pure", "reference", "vs pure"),
+        *("pure new/old", "reference new/old"),
+    ]
+    assert rows.groups == [
+        [
+            ["fernet", "read", "10.0 +1.0", "40.0", "4.00x", "0.50x", "1.00x"],
+            ["fernet", "write", "10.0", "not run", "-", "1.00x", "-"],
+        ],
+        [["redis", "read", "not run: no server", "", "", "", ""]],
+    ]
+    table.save_rst(rows, tmp_path / "table.rst")
+    lines = (tmp_path / "table.rst").read_text(encoding="utf-8").splitlines()
+    assert lines[0].split() == lines[2].split() == lines[-1].split()
+    assert lines[3].split() == ["fernet", "read", "10.0", "+1.0", "40.0", "4.00x", "0.50x", "1.00x"]
+
+
+def test_plot_is_the_same_for_the_same_results(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    plot.save(_run(10.0), tmp_path / "a.svg")
+    plot.save(_run(10.0), tmp_path / "b.svg")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+async def _fail(request: web.Request) -> web.Response:
+    raise web.HTTPInternalServerError
+
+
+async def test_load_client_counts_answers_and_notices_failures() -> None:
+    app = web.Application()
+    app.router.add_get("/bare", cases.bare)
+    app.router.add_get("/broken", _fail)
+    async with TestServer(app) as server:
+        setting: dict[str, Any] = {"host": server.host, "port": server.port, "seconds": 0.05}
+        setting |= {"cookies": ["a=1", "a=2"], "connections": 3}
+        seen = await load_client.load(path="/bare", **setting)
+        assert seen["requests"] > 2
+        assert 0 < seen["p50"] <= seen["p99"] < 5
+        seen = await load_client.load(path="/broken", **setting)
+        assert "500" in seen["failure"]
+
+
+_WRK = """Running 2s test @ http://127.0.0.1:8080/read
+  1 threads and 64 connections
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency     8.02ms    1.50ms  30.11ms   91.00%
+    Req/Sec     8.01k   350.00     8.60k    80.00%
+  Latency Distribution
+     50%  900.00us
+     75%    8.10ms
+     90%    8.90ms
+     99%    1.20s
+  16000 requests in 2.00s, 2.50MB read
+Requests/sec:   8000.00
+Transfer/sec:      1.25MB
+"""
+
+
+def test_report_of_wrk_is_read() -> None:
+    assert wrk.read(_WRK) == {"requests": 16000, "seconds": 2.0, "p50": 0.0009, "p99": 1.2}
+
+
+@pytest.mark.parametrize(
+    "report",
+    ["unable to connect", _WRK + "  Non-2xx or 3xx responses: 3\n", "0 requests in 2.00s"],
+)
+def test_failed_run_of_wrk_is_noticed(report: str) -> None:
+    assert wrk.read(report)["failure"]
