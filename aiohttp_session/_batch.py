@@ -7,7 +7,7 @@ import copy
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary, ref
 
 _T = TypeVar("_T")
@@ -15,12 +15,9 @@ _Operation = TypeVar("_Operation")
 _Result = TypeVar("_Result")
 
 
-class _Entry(NamedTuple, Generic[_Operation, _Result]):
-    operation: _Operation
-    future: asyncio.Future[_Result]
-    size: int
-    droppable: bool
-    since: float
+# An operation in the queue: itself, its future, its size, whether it may be dropped, and when it
+# came (loop time). A plain tuple, which is what there are most of.
+_Entry: TypeAlias = tuple[_Operation, "asyncio.Future[_Result]", int, bool, float]
 
 
 class Batch(Generic[_Operation, _Result]):
@@ -59,7 +56,7 @@ class Batch(Generic[_Operation, _Result]):
         self._queue: deque[_Entry[_Operation, _Result]] = deque()
         self._deadlines: dict[asyncio.Task[None], float] = {}  # of the workers
         self._expired: set[asyncio.Task[None]] = set()
-        self._is_starting = False  # a worker is about to look at the queue
+        self._starting: asyncio.Task[None] | None = None  # is about to look at the queue
         self._is_watched = False  # a timer is set for the next deadline
 
     def submit(
@@ -72,8 +69,8 @@ class Batch(Generic[_Operation, _Result]):
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[_Result] = loop.create_future()
-        self._queue.append(_Entry(operation, future, size, droppable, loop.time()))
-        if not self._is_starting and len(self._deadlines) < self._max_workers:
+        self._queue.append((operation, future, size, droppable, loop.time()))
+        if self._starting is None and len(self._deadlines) < self._max_workers:
             self._start_worker(loop)
         return future
 
@@ -84,80 +81,80 @@ class Batch(Generic[_Operation, _Result]):
 
     def _start_worker(self, loop: asyncio.AbstractEventLoop) -> None:
         # The task begins in the next turn of the loop, and finds what arrived in this one.
-        self._is_starting = True
-        task = loop.create_task(self._work(loop))
-        self._deadlines[task] = self._queue[0].since + self._timeout
+        task = self._starting = loop.create_task(self._work(loop))
+        task.add_done_callback(self._end_worker)
+        self._deadlines[task] = self._queue[0][4] + self._timeout
         if not self._is_watched:
             self._is_watched = True
             loop.call_at(self._deadlines[task], self._expire, loop)
 
     async def _work(self, loop: asyncio.AbstractEventLoop) -> None:
-        task: asyncio.Task[None] = asyncio.current_task()  # type: ignore[assignment]
-        try:
-            while not self._expired or task not in self._expired:
-                self._is_starting = False
-                chunk = self._take(loop)
-                if not chunk:
-                    break
-                self._deadlines[task] = chunk[0].since + self._timeout
-                if self._queue and len(self._deadlines) < self._max_workers:
-                    self._start_worker(loop)
-                await self._run_chunk(chunk, task)
-        except BaseException:  # cancelled from outside: the loop is shutting down
-            while self._queue:
-                self._queue.popleft().future.cancel()
-            raise
-        finally:
-            del self._deadlines[task]
-            self._expired.discard(task)
-            if self._queue and not self._is_starting:
+        task: asyncio.Task[None] = self._starting  # type: ignore[assignment]
+        self._starting = None
+        while task not in self._expired and (chunk := self._take(loop)):
+            self._deadlines[task] = chunk[0][4] + self._timeout
+            if self._queue and self._starting is None and len(self._deadlines) < self._max_workers:
                 self._start_worker(loop)
+            await self._run_chunk(chunk, task)
+
+    def _end_worker(self, task: asyncio.Task[None]) -> None:
+        del self._deadlines[task]
+        self._expired.discard(task)
+        if task is self._starting:
+            self._starting = None
+        if task.cancelled():  # from outside: the loop is shutting down
+            while self._queue:
+                self._queue.popleft()[1].cancel()
+        elif self._queue and self._starting is None:
+            self._start_worker(task.get_loop())
 
     def _take(self, loop: asyncio.AbstractEventLoop) -> list[_Entry[_Operation, _Result]]:
         chunk: list[_Entry[_Operation, _Result]] = []
+        queue = self._queue
         size = 0
         too_old = loop.time() - self._timeout
-        while self._queue and len(chunk) < self._max_operations:
-            entry = self._queue[0]
-            # One deadline for all of them: those that waited much longer run apart.
-            if chunk and (
-                size + entry.size > self._max_bytes
-                or entry.since - chunk[0].since > self._timeout / 4
-            ):
+        # One deadline for all of them: those that came much later run apart.
+        too_young = queue[0][4] + self._timeout / 4 if queue else 0.0
+        while queue and len(chunk) < self._max_operations:
+            entry = queue[0]
+            _, future, entry_size, droppable, since = entry
+            size += entry_size
+            if chunk and (size > self._max_bytes or since > too_young):
                 break
-            self._queue.popleft()
-            if entry.since <= too_old:
-                self._fail(entry, self._timeout_error())
-            elif not (entry.droppable and entry.future.done()):
+            queue.popleft()
+            if since <= too_old:
+                self._fail(future, self._timeout_error())
+            elif not (droppable and future.done()):
                 chunk.append(entry)
-                size += entry.size
         return chunk
 
     async def _run_chunk(
         self, chunk: list[_Entry[_Operation, _Result]], task: asyncio.Task[None]
     ) -> None:
         try:
-            results = await self._run([entry.operation for entry in chunk])
+            results = await self._run([entry[0] for entry in chunk])
             for entry, result in zip(chunk, results, strict=True):
+                future = entry[1]
                 if isinstance(result, BaseException):
-                    self._fail(entry, result)
-                elif not entry.future.done():
-                    entry.future.set_result(result)
+                    self._fail(future, result)
+                elif not future.done():
+                    future.set_result(result)
         except asyncio.CancelledError:
             if task not in self._expired:
-                for entry in chunk:
-                    entry.future.cancel()
+                for _, future, *_ in chunk:
+                    future.cancel()
                 raise
-            for entry in chunk:
-                self._fail(entry, self._timeout_error())
+            for _, future, *_ in chunk:
+                self._fail(future, self._timeout_error())
         except Exception as error:  # noqa: BLE001 - it goes to the waiters
-            for entry in chunk:
-                self._fail(entry, _duplicate(error))
+            for _, future, *_ in chunk:
+                self._fail(future, error)
 
-    def _fail(self, entry: _Entry[_Operation, _Result], error: BaseException) -> None:
-        if not entry.future.done():
-            entry.future.set_exception(error)
-            entry.future.exception()  # or asyncio complains when nobody is left to see it
+    def _fail(self, future: asyncio.Future[_Result], error: BaseException) -> None:
+        if not future.done():
+            # Each waiter that raises an exception adds its own traceback to it.
+            future.set_exception(_duplicate(error))
+            future.exception()  # or asyncio complains when nobody is left to see it
 
     def _timeout_error(self) -> TimeoutError:
         return TimeoutError(f"The session store did not answer within {self._timeout:g} seconds")
@@ -204,8 +201,7 @@ class PerLoop(Generic[_T]):
         return value
 
 
-def _duplicate(error: Exception) -> Exception:
-    """Copy an exception: each waiter that raises it adds its own traceback."""
+def _duplicate(error: BaseException) -> BaseException:
     try:
         duplicate = copy.copy(error)
     except Exception:  # noqa: BLE001 - any constructor may be behind it

@@ -66,7 +66,8 @@ class RedisStorage(RemoteStorage):
 
     async def read(self, key: str) -> bytes | None:
         """Return the record under a key."""
-        operation = _Operation(key, _pack(b"GET", key.encode()), lambda client: client.get(key))
+        packed = b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(key), key.encode())
+        operation = _Operation(key, packed, lambda client: client.get(key))
         size = self._large.get(key, 0) if self._large else 0
         reply = await self._batches.get().submit(operation, size, droppable=True)
         record = reply.encode("utf-8") if isinstance(reply, str) else reply
