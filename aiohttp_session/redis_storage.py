@@ -236,7 +236,8 @@ class _Pool:
         self._is_own = is_own
         self.limit: int = getattr(pool, "max_connections", _WORKERS)
         self.acquire = pool.get_connection
-        if inspect.signature(pool.get_connection).parameters["command_name"].default is not None:
+        name = inspect.signature(pool.get_connection).parameters.get("command_name")
+        if name is not None and name.default is name.empty:
             self.acquire = partial(pool.get_connection, "GET")  # redis-py before 5.3
         self.release = pool.release
 
