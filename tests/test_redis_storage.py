@@ -23,19 +23,14 @@ AnyRedis = Any  # Redis is generic for the type checker only
 
 
 class PrefixedRedis(Redis):
-    """A client with methods of its own, which a storage must not go around."""
+    """A client with a way of its own, which a storage must not go around."""
 
-    async def get(self, name: str) -> Any:  # type: ignore[override]
-        return await super().get(f"app:{name}")
-
-    async def set(self, name: str, *args: Any, **options: Any) -> Any:
-        return await super().set(f"app:{name}", *args, **options)
-
-    async def delete(self, *names: str) -> Any:  # type: ignore[override]
-        return await super().delete(*(f"app:{name}" for name in names))
-
-    async def eval(self, script: str, numkeys: int, key: Any, *arguments: Any) -> Any:  # type: ignore[override]
-        return await super().eval(script, numkeys, b"app:" + key, *arguments)
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        place = {"EVAL": 3, "FLUSHALL": 0}.get(args[0], 1)
+        if place:
+            key = args[place].encode() if isinstance(args[place], str) else args[place]
+            args = (*args[:place], b"app:" + key, *args[place + 1 :])
+        return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
 
 CLIENTS: dict[str, Callable[[int], AnyRedis]] = {
@@ -98,6 +93,13 @@ async def test_the_verbs_work_with_every_client(client: AnyRedis) -> None:
     await storage.delete("k")
     assert await storage.read("k") is None
     assert await storage.swap("k", b"3", b"4", None) is False
+
+
+async def test_a_clients_own_methods_are_used(redis_server: Server, plain: AnyRedis) -> None:
+    client = PrefixedRedis(host=HOST, port=redis_server.port)
+    await RedisStorage(client).create("k", b"1", None)
+    assert await plain.keys("*") == [b"app:k"]
+    await client.aclose()
 
 
 async def test_many_at_once_get_their_own(client: AnyRedis) -> None:
