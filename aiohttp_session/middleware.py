@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import warnings
 from collections.abc import Awaitable, Callable, Iterator
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
@@ -42,7 +42,7 @@ async def get_session(request: web.Request, name: str | None = None) -> Session:
     :raises RuntimeError: if the application was not set up with such a session.
     """
     session_key, storage_key = _keys(name)
-    session = request.get(session_key)
+    session = _peek(request, session_key)
     if session is None:
         storage = _storage(request, storage_key)
         session = _checked(await storage.load_session(request), storage)
@@ -67,8 +67,13 @@ async def new_session(request: web.Request, name: str | None = None) -> Session:
     return session
 
 
+def _peek(request: web.Request, key: str) -> Any:
+    """Return ``request.get(key)``, without the exception that a missing key costs in there."""
+    return request[key] if key in iter(request) else None
+
+
 def _storage(request: web.Request, key: str) -> AbstractStorage:
-    storage = request.get(key)
+    storage = _peek(request, key)
     if storage is None:
         raise RuntimeError(
             "Install aiohttp_session middleware in your aiohttp.web.Application: "
@@ -155,8 +160,9 @@ def _middleware(storage: AbstractStorage, name: str | None, *, streams: bool) ->
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        # A look at the length is cheaper than one for a missing key.
-        if len(request) and _is_apart(storage, request.get(storage_key)):
+        outer = _peek(request, storage_key)
+        if outer is not None and outer.cookie_name != storage.cookie_name:
+            # Two applications, one inside the other, each with a session of its own.
             with _put_aside(request, session_key, storage_key):
                 return await middleware(request, handler)
         request[storage_key] = storage
@@ -182,7 +188,7 @@ def _middleware(storage: AbstractStorage, name: str | None, *, streams: bool) ->
 
 def _unsaved(request: web.Request, session_key: str) -> Session | None:
     """Return the session of a request, if it has one that must be saved."""
-    session = request.get(session_key)
+    session = _peek(request, session_key)
     return session if session is not None and _needs_save(session) else None
 
 
@@ -221,11 +227,6 @@ def _put_aside(request: web.Request, *keys: str) -> Iterator[None]:
         for key in keys:
             request.pop(key, None)
         request.update(outer)
-
-
-def _is_apart(storage: AbstractStorage, outer: AbstractStorage | None) -> bool:
-    """Tell whether a sub-application's session is another than that of the outer application."""
-    return outer is not None and outer.cookie_name != storage.cookie_name
 
 
 def _has_left(request: web.Request, error: BaseException) -> bool:
