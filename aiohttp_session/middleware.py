@@ -42,7 +42,7 @@ async def get_session(request: web.Request, name: str | None = None) -> Session:
     :raises RuntimeError: if the application was not set up with such a session.
     """
     session_key, storage_key = _keys(name)
-    session = _peek(request, session_key)
+    session: Session | None = _peek(request, session_key)
     if session is None:
         storage = _storage(request, storage_key)
         session = _checked(await storage.load_session(request), storage)
@@ -73,13 +73,13 @@ def _peek(request: web.Request, key: str) -> Any:
 
 
 def _storage(request: web.Request, key: str) -> AbstractStorage:
-    storage = _peek(request, key)
+    storage: AbstractStorage | None = _peek(request, key)
     if storage is None:
         raise RuntimeError(
             "Install aiohttp_session middleware in your aiohttp.web.Application: "
             "aiohttp_session.setup(app, storage)"
         )
-    return storage  # type: ignore[no-any-return]
+    return storage
 
 
 def _checked(session: object, storage: object) -> Session:
@@ -188,7 +188,7 @@ def _middleware(storage: AbstractStorage, name: str | None, *, streams: bool) ->
 
 def _unsaved(request: web.Request, session_key: str) -> Session | None:
     """Return the session of a request, if it has one that must be saved."""
-    session = _peek(request, session_key)
+    session: Session | None = _peek(request, session_key)
     return session if session is not None and _needs_save(session) else None
 
 
