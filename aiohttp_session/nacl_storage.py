@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import base64
+import os
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,9 @@ from ._core import Session
 from .storage import CookieStorage, LifecycleOptions
 
 try:
-    import nacl.exceptions
-    import nacl.secret
+    from nacl.bindings import crypto_secretbox, crypto_secretbox_open
+    from nacl.exceptions import CryptoError
+    from nacl.secret import SecretBox
 except ImportError as error:
     raise ImportError("Please install PyNaCl: pip install aiohttp-session[pynacl]") from error
 
@@ -45,27 +47,41 @@ class NaClCookieStorage(CookieStorage):
 
     def seal(self, payload: bytes) -> str:
         """Encrypt a payload with the first key and a random nonce."""
-        return base64.b64encode(self._secretbox.encrypt(payload)).decode("ascii")
+        box = self._secretbox
+        if type(box) is SecretBox:
+            # What SecretBox.encrypt does, in half the time.
+            nonce = os.urandom(SecretBox.NONCE_SIZE)
+            sealed = nonce + crypto_secretbox(payload, nonce, bytes(box))
+        else:
+            sealed = box.encrypt(payload)
+        return b2a_base64(sealed, newline=False).decode("ascii")
 
     def open(self, cookie: str) -> tuple[bytes, None] | None:
         """Decrypt a cookie with whichever key fits."""
         try:
-            sealed = base64.b64decode(cookie)
+            sealed = a2b_base64(cookie)
         except ValueError:
             return None
         # An assignment to _secretbox on a live storage retires every key.
         live = self._secretbox is self._secretboxes[0]
         for box in self._secretboxes if live else (self._secretbox,):
             try:
-                return box.decrypt(sealed), None
-            except (nacl.exceptions.CryptoError, ValueError):
+                return _unseal(box, sealed), None
+            except (CryptoError, ValueError):
                 continue
         return None
 
 
-def _secretbox(key: bytes) -> nacl.secret.SecretBox:
+def _unseal(box: SecretBox, sealed: bytes) -> bytes:
+    if type(box) is not SecretBox:
+        return box.decrypt(sealed)
+    size = SecretBox.NONCE_SIZE
+    return crypto_secretbox_open(sealed[size:], sealed[:size], bytes(box))
+
+
+def _secretbox(key: bytes) -> SecretBox:
     if not isinstance(key, (bytes, bytearray)):
         raise TypeError(f"A secret key must be 32 bytes, not {type(key).__name__}")
-    if len(key) != nacl.secret.SecretBox.KEY_SIZE:
+    if len(key) != SecretBox.KEY_SIZE:
         raise ValueError(f"A secret key must be 32 bytes, not {len(key)}. os.urandom(32) makes one")
-    return nacl.secret.SecretBox(bytes(key))
+    return SecretBox(bytes(key))
