@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Sequence
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any
 
-from .storage import ServerOptions, ServerStorage
+from ._batch import Batch, PerLoop
+from .storage import RemoteOptions, RemoteStorage
 
 try:
     import aiomcache
+
+    from ._memcached import Link
 except ImportError as error:
     raise ImportError("Please install aiomcache: pip install aiohttp-session[aiomcache]") from error
 
@@ -16,38 +22,141 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _RELATIVE_LIMIT = 30 * 24 * 60 * 60  # seconds: memcached takes a longer expiry for a Unix time
+_KEY_LIMIT = 250  # bytes
+_MAX_CONNECTIONS = 4
+_CALLS = frozenset(("get", "gets", "set", "replace", "cas", "delete"))
 
 
-class MemcachedStorage(ServerStorage):
+class MemcachedStorage(RemoteStorage):
     """Keep sessions in memcached, under ``cookie_name + "_" + id``.
 
-    :param memcached_conn: the client.
+    :param memcached_conn: the client. It says where the server is, and how many connections
+        there may be. The connections are the storage's own, and fewer.
+    :raises ValueError: at a save, for a session larger than the server takes, or a key that
+        memcached can't have.
 
-    Takes the options of `AbstractStorage`, `LifecycleStorage` and `ServerStorage` as well.
+    Takes the options of `AbstractStorage`, `LifecycleStorage`, `ServerStorage` and
+    `RemoteStorage` as well.
     """
 
-    def __init__(self, memcached_conn: aiomcache.Client, **options: Unpack[ServerOptions]) -> None:
+    # aiomcache's own connections won't do: one that is used by a request that is cancelled goes
+    # back to the pool with the rest of the reply in it (by the application's own requests, too),
+    # a server that closes one in the middle of a reply sends it into an endless loop, and it
+    # knows no timeouts.
+
+    def __init__(self, memcached_conn: aiomcache.Client, **options: Unpack[RemoteOptions]) -> None:
         super().__init__(**options)
         self.conn = memcached_conn
 
+    @property
+    def conn(self) -> aiomcache.Client:
+        """The client."""
+        return self._conn
+
+    @conn.setter
+    def conn(self, client: aiomcache.Client) -> None:
+        self._conn = client
+        self._links = PerLoop(self._make_link)
+
     async def read(self, key: str) -> bytes | None:
-        return await self.conn.get(key.encode("ascii"))
+        """Return the record under a key."""
+        return await self._link().get(_encode(key))
 
     async def create(self, key: str, payload: bytes, ttl: int | None) -> None:
-        await self.conn.set(key.encode("ascii"), payload, exptime=_expiry(ttl))
+        """Store a record under a key, whether or not there is one."""
+        await self._link().store(b"set", _encode(key), payload, _expiry(ttl))
 
     async def update(self, key: str, payload: bytes, ttl: int | None) -> bool:
-        return await self.conn.replace(key.encode("ascii"), payload, exptime=_expiry(ttl))
+        """Replace a record; return False, and do nothing, if there is none."""
+        return await self._link().store(b"replace", _encode(key), payload, _expiry(ttl))
 
     async def swap(self, key: str, expected: bytes, payload: bytes, ttl: int | None) -> bool:
-        name = key.encode("ascii")
-        current, token = await self.conn.gets(name)
-        if current != expected or token is None:
+        """Replace a record if it still is the expected one; return whether it was, atomically."""
+        name = _encode(key)
+        record, token = await self._link().gets(name)
+        if record != expected:
             return False
-        return await self.conn.cas(name, payload, token, exptime=_expiry(ttl))
+        return await self._link().store(b"cas", name, payload, _expiry(ttl), token)
 
     async def delete(self, key: str) -> None:
-        await self.conn.delete(key.encode("ascii"))
+        """Delete a record, if there is one."""
+        await self._link().delete(_encode(key))
+
+    async def finish(self) -> None:
+        """Wait for what is under way in this event loop, and close its connections."""
+        await self._link().finish()
+
+    def _link(self) -> Link | _Calls:
+        if _is_plain(self._conn):
+            return self._links.get()
+        return _Calls(self._conn, self._batches.get())
+
+    def _make_link(self) -> Link:
+        # aiomcache has no public name for these.
+        pool = self._conn._pool
+        options = {name: value for name, value in pool.conn_args.items() if name != "limit"}
+        return Link(
+            pool._host,
+            pool._port,
+            options,
+            timeout=self._timeout,
+            max_connections=min(_MAX_CONNECTIONS, pool._maxsize),
+        )
+
+    async def _run(self, operations: list[Callable[[], Awaitable[Any]]]) -> Sequence[Any]:
+        calls = asyncio.gather(*(call() for call in operations), return_exceptions=True)
+        # When the time is up they go on by themselves: aiomcache would put a connection back
+        # into its pool with half a reply in it.
+        return await asyncio.shield(calls)
+
+
+class _Calls:
+    """What `Link` does, by the public calls of a client that isn't aiomcache's, or overrides it."""
+
+    def __init__(self, client: aiomcache.Client, batch: Batch[Any, Any]) -> None:
+        self._client = client
+        self._batch = batch
+
+    def get(self, key: bytes) -> asyncio.Future[bytes | None]:
+        return self._batch.submit(partial(self._client.get, key), droppable=True)
+
+    def gets(self, key: bytes) -> asyncio.Future[tuple[bytes | None, int]]:
+        return self._batch.submit(partial(self._client.gets, key))
+
+    def store(
+        self, verb: bytes, key: bytes, payload: bytes, expiry: int, token: int | None = None
+    ) -> asyncio.Future[bool]:
+        call = getattr(self._client, verb.decode())
+        arguments = (key, payload) if token is None else (key, payload, token)
+        return self._batch.submit(partial(call, *arguments, exptime=expiry), len(payload))
+
+    def delete(self, key: bytes) -> asyncio.Future[bool]:
+        return self._batch.submit(partial(self._client.delete, key))
+
+    async def finish(self) -> None:
+        await self._batch.finish()
+
+
+def _is_plain(client: Any) -> bool:
+    """Tell whether a client's calls are aiomcache's own, so that they may be done without it."""
+    return _has_plain_calls(client.__class__) and _CALLS.isdisjoint(vars(client))
+
+
+@lru_cache
+def _has_plain_calls(kind: type[Any]) -> bool:
+    plain = aiomcache.FlagClient
+    return issubclass(kind, plain) and all(
+        getattr(kind, call) is getattr(plain, call) for call in _CALLS
+    )
+
+
+def _encode(key: str) -> bytes:
+    if len(key) > _KEY_LIMIT or not key.isascii() or not key.isprintable() or " " in key:
+        raise ValueError(
+            "A memcached key is printable ASCII without spaces, and at most "
+            f"{_KEY_LIMIT} characters; this one has {len(key)}"
+        )
+    return key.encode("ascii")
 
 
 def _expiry(ttl: int | None) -> int:
