@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import TestServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pytest_aiohttp.plugin import AiohttpServer
 from redis.exceptions import ResponseError
 
 from aiohttp_session import Session, get_session, setup
@@ -109,9 +109,7 @@ class BadInput:
         session = await Browser(self.make(max_age=100), cookie).load()
         assert isinstance(session, Session)
 
-    async def test_garbage_over_the_wire_is_never_an_error_500(
-        self, aiohttp_server: AiohttpServer
-    ) -> None:
+    async def test_garbage_over_the_wire_is_never_an_error_500(self) -> None:
         async def handler(request: web.Request) -> web.Response:
             session = await get_session(request)
             session["count"] = session.get("count", 0) + 1
@@ -120,17 +118,17 @@ class BadInput:
         app = web.Application()
         setup(app, self.make())
         app.router.add_get("/", handler)
-        server = await aiohttp_server(app)
-        for cookie in GARBAGE.values():
-            raw = cookie.encode("utf-8", "surrogateescape")
-            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-            writer.write(b"GET / HTTP/1.0\r\nCookie: %s=%s\r\n\r\n" % (NAME.encode(), raw))
-            answer = await reader.read()
-            writer.close()
-            await writer.wait_closed()
-            # 400 is aiohttp's own, for a header that is none.
-            assert answer.split(b" ")[1] in {b"200", b"400"}, cookie
-            assert answer.startswith(b"HTTP/1.0 400") or answer.endswith(b"\r\n\r\n1"), cookie
+        async with TestServer(app) as server:
+            for cookie in GARBAGE.values():
+                raw = cookie.encode("utf-8", "surrogateescape")
+                reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+                writer.write(b"GET / HTTP/1.0\r\nCookie: %s=%s\r\n\r\n" % (NAME.encode(), raw))
+                answer = await reader.read()
+                writer.close()
+                await writer.wait_closed()
+                # 400 is aiohttp's own, for a header that is none.
+                assert answer.split(b" ")[1] in {b"200", b"400"}, cookie
+                assert answer.startswith(b"HTTP/1.0 400") or answer.endswith(b"\r\n\r\n1"), cookie
 
 
 class BadIds(BadInput):

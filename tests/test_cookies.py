@@ -7,10 +7,10 @@ from http.cookies import CookieError, SimpleCookie
 
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import TestServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
-from pytest_aiohttp.plugin import AiohttpServer
 
 from aiohttp_session import SimpleCookieStorage, storage
 from aiohttp_session._core import find_cookie, quote
@@ -246,7 +246,7 @@ def test_what_quote_writes_is_found(value: str) -> None:
 
 
 @pytest.mark.parametrize("byte", [0x01, 0x09, 0x1F, 0x20, 0x22, 0x5C, 0x7F, 0x80, 0xA0, 0xE4, 0xFF])
-async def test_odd_bytes_over_the_wire(aiohttp_server: AiohttpServer, byte: int) -> None:
+async def test_odd_bytes_over_the_wire(byte: int) -> None:
     looked_up = []
 
     async def handler(request: web.Request) -> web.Response:
@@ -256,15 +256,20 @@ async def test_odd_bytes_over_the_wire(aiohttp_server: AiohttpServer, byte: int)
 
     app = web.Application()
     app.router.add_get("/", handler)
-    server = await aiohttp_server(app)
     odd = bytes([byte])
-    for cookie in (b"N=a%cb; x=y" % odd, b"x=%c; N=a" % odd, b'N="%c"; x' % odd, b"%cN=a" % odd):
-        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-        writer.write(b"GET / HTTP/1.0\r\nCookie: %s\r\n\r\n" % cookie)
-        status = await reader.readline()
-        writer.close()
-        await writer.wait_closed()
-        assert status.split()[1] in {b"200", b"400"}
+    async with TestServer(app) as server:
+        for cookie in (
+            b"N=a%cb; x=y" % odd,
+            b"x=%c; N=a" % odd,
+            b'N="%c"; x' % odd,
+            b"%cN=a" % odd,
+        ):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(b"GET / HTTP/1.0\r\nCookie: %s\r\n\r\n" % cookie)
+            status = await reader.readline()
+            writer.close()
+            await writer.wait_closed()
+            assert status.split()[1] in {b"200", b"400"}
     for found, expected in looked_up:
         assert found == expected
     assert looked_up or byte in {0x01, 0x1F, 0x7F}
