@@ -26,12 +26,12 @@ settings.register_profile(
     "trees",
     deadline=None,
     derandomize=_FACTOR == 1,
-    max_examples=300 * _FACTOR,
+    max_examples=200 * _FACTOR,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors],
 )
 settings.load_profile("trees")
-settings.register_profile("texts", max_examples=1500 * _FACTOR)
-settings.register_profile("storages", max_examples=60 * _FACTOR)
+settings.register_profile("texts", max_examples=1000 * _FACTOR)
+settings.register_profile("storages", max_examples=30 * _FACTOR)
 
 
 @pytest.fixture(

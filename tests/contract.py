@@ -45,9 +45,12 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 T = TypeVar("T")
 
 
+_TEMPLATE = make_mocked_request("GET", "/")
+
+
 def make_request(cookie: str | None = None, path: str = "/") -> web.Request:
     """Make a request with this Cookie header, whatever is in it."""
-    request = make_mocked_request("GET", path)
+    request = _TEMPLATE.clone(rel_url=path)
     if cookie is not None:
         request._headers = CIMultiDictProxy(CIMultiDict({"Cookie": cookie}))
     return request

@@ -21,14 +21,12 @@ needs_the_parser = pytest.mark.skipif(
 )
 TEXTS = settings(settings.get_profile("texts"))
 
-_template = make_request()
 _storages: dict[str, SimpleCookieStorage] = {}
 
 
 def look_up(header: str, name: str = "N") -> tuple[str | None, str | None]:
     """Look for a cookie as the storage does, and as aiohttp does."""
-    request = _template.clone()
-    request._headers = CIMultiDictProxy(CIMultiDict({"Cookie": header}))
+    request = make_request(header)
     if name not in _storages:
         _storages[name] = SimpleCookieStorage(cookie_name=name)
     found = _storages[name].load_cookie(request)
