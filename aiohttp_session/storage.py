@@ -295,7 +295,7 @@ class LifecycleStorage(AbstractStorage):
             issued = data.get("issued")
             if issued is None:
                 issued = session.created
-            if time.time() - issued > self._lifetime:
+            if time.time() - issued >= self._lifetime:
                 session = Session(identity, data=None, new=False, max_age=max_age)
                 session._renew = True
             else:
