@@ -162,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     add("mode", nargs="?", default="cases", choices=_MODES, help="cases, if not given")
     add("--cases", default="*", metavar="GLOBS", help="which cases: 'redis/*', '*/read,step/*'")
     add("--impl", default=contenders.NAMES, type=_names, help="which of compiled,pure,reference")
-    add("--rounds", default=12, type=int, help="of which the least counts")
+    add("--rounds", default=20, type=int, help="of which the least counts")
     add("--quick", action="store_true", help="check every answer, and time next to nothing")
     add("--json", type=Path, metavar="FILE", help="write the results to")
     add("--show", type=Path, metavar="FILE", help="show an earlier run instead of measuring")

@@ -47,13 +47,16 @@ class Contender:
         if name == "reference":
             # Its package is found before this one, which comes last on the path.
             python, place = reference.python(), "append(folder)"
-        code = f"import sys; folder = {str(_ROOT)!r}; sys.path.{place}; "
+        code = f"import sys; folder = {str(_ROOT)!r}; del sys.path[0]; sys.path.{place}; "
         code += f"from benchmarks import {module} as module; module.main()"
-        environment = {k: v for k, v in os.environ.items() if k != "AIOHTTP_SESSION_NO_EXTENSIONS"}
+        ours = ("PYTHON", "AIOHTTP_SESSION_")
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
+        # Hashes that differ from run to run make the costs of dicts differ.
+        environment["PYTHONHASHSEED"] = "0"
         if name == "pure":
             environment["AIOHTTP_SESSION_NO_EXTENSIONS"] = "1"
         self._process = subprocess.Popen(
-            [python, "-I", "-c", code, json.dumps(setting)],
+            [python, "-s", "-c", code, json.dumps(setting)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,

@@ -12,7 +12,7 @@ _PANELS = ("read", "write", "new session", "logout")
 
 
 def save(run: Run, path: Path) -> None:
-    """Draw the costs of each storage and contender, 250 bytes and one request at a time."""
+    """Draw the costs of each storage and contender, with a session of 250 bytes."""
     import matplotlib as mpl  # noqa: PLC0415 - slow to import, and for plots only
 
     mpl.use("svg")
@@ -20,22 +20,24 @@ def save(run: Run, path: Path) -> None:
     from matplotlib import patches  # noqa: PLC0415
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
-    figure, panels = plt.subplots(1, len(_PANELS), figsize=(12, 4.2), sharey=True)
-    storages = list(dict.fromkeys(case.storage for case in run.timings if case.storage != "step"))
+    figure, panels = plt.subplots(1, len(_PANELS), figsize=(12, 5.5), sharey=True)
+    rows = list(dict.fromkeys(_row(case) for case in run.timings if _row(case)))
     height = 0.8 / len(run.contenders)
-    for panel, operation in zip(panels, _PANELS, strict=True):
+    for case, row in run.timings.items():
+        if not (_row(case) and case.operation in _PANELS):
+            continue
+        panel = panels[_PANELS.index(case.operation)]
         for number, contender in enumerate(run.contenders):
-            for row, storage in enumerate(storages):
-                timing = run.timings.get(Case(storage, operation), {}).get(contender)
-                if timing is None:
-                    continue
-                place = row + (number - (len(run.contenders) - 1) / 2) * height
-                panel.barh(place, timing.cost, height, color=_COLORS[contender])
-                panel.text(timing.cost, place, f" {timing.cost:.0f}", va="center", fontsize=7)
+            if contender in row:
+                place = rows.index(_row(case)) + (number - (len(run.contenders) - 1) / 2) * height
+                cost = row[contender].cost
+                panel.barh(place, cost, height, color=_COLORS[contender])
+                panel.text(cost, place, f" {cost:.0f}", va="center", fontsize=7)
+    for panel, operation in zip(panels, _PANELS, strict=True):
         panel.set_title(operation)
         panel.margins(x=0.15)
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_yticks(range(len(storages)), storages)
+    panels[0].set_yticks(range(len(rows)), rows)
     panels[0].invert_yaxis()
     handles = [patches.Rectangle((0, 0), 1, 1, color=_COLORS[name]) for name in run.contenders]
     figure.legend(handles, list(run.contenders), loc="upper right", ncols=3, frameon=False)
@@ -43,3 +45,10 @@ def save(run: Run, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
+
+
+def _row(case: Case) -> str:
+    """Return the label of the bars that a case is among; empty if it is not drawn."""
+    if case.storage == "step" or case.size != Case.size or case.at_once == 8:
+        return ""
+    return case.storage if case.at_once == 1 else f"{case.storage}, {case.at_once} at once"
