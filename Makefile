@@ -14,7 +14,6 @@ CORE_TESTS = $(wildcard $(addprefix tests/test_,$(addsuffix .py,parity cookies p
 develop: .venv/has-lint
 
 demo: .venv/has-all
-	@echo "The example application starts on http://127.0.0.1:8080; Ctrl-C stops it."
 	$(BIN)/python examples/shop.py --host 127.0.0.1 --port 8080
 
 test: .venv/has-test servers
