@@ -8,12 +8,26 @@ from functools import lru_cache
 _is_name = lru_cache(maxsize=64)(re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII).fullmatch)
 _is_token = re.compile(r"[\w!#$%&'*+.^`|~:-]+", re.ASCII).fullmatch
 
-# One pair as browsers send it: the value is free of spaces, quotes and backslashes, or it is
-# one closed quoted string.
+# One pair, where it is certain what aiohttp's own pattern makes of it.
 _match_pair = re.compile(
-    r"""([^ =;"\\]+)(?:=("[^"\\]*(?:\\.[^"\\]*)*"|[^ ;"\\]*))?(?:; ?|\Z)""", re.ASCII
+    r"""
+    [ ;]*
+    (?: \Z
+    |   (?P<name>[^ =;"\\]+)
+        (?: (?![ ]*=)(?=[ ;]|\Z)        # no value
+        |   [ ]*=[ ]*(?P<quoted>"[^"\\]*(?:\\.[^"\\]*)*")(?=[ ;]|\Z)
+        |   [ ]*=[ ]*(?P<plain>[^ ;"\\]*)(?=;|\Z)
+        |   [ ]*=[ ]*(?P<spaced>[^ ;"\\]+)(?=[ ])
+        |   =(?P<odd>(?!")[^ ;"\\]*["\\][^;]*)  # taken as it is, up to the semicolon
+        )
+    |   =[^ ;"\\]*(?=;|\Z)              # no name
+    |   [^ =;"\\]*["\\][^;]*            # not a name: dropped up to the semicolon
+    )
+    """,
+    re.VERBOSE,
 ).match
 _sub_escape = re.compile(r"\\(?:([0-3][0-7][0-7])|(.))").sub
+_hides_control = re.compile(r"[\x00-\x1f\x7f]").search
 
 _ESCAPES = {code: f"\\{code:03o}" for code in (*range(32), ord(","), ord(";"), *range(127, 256))}
 _ESCAPES |= {ord('"'): '\\"', ord("\\"): "\\\\"}
@@ -24,15 +38,13 @@ def find_cookie(header: str, name: str) -> str | bool | None:
 
     :param header: the first Cookie header of a request.
     :param name: the cookie's name.
-    :return: what ``request.cookies.get(name)`` returns in aiohttp 3.13 and later, or False when
+    :return: what ``request.cookies.get(name)`` returns in aiohttp 3.13.2 and later, or False when
         the header (or the name) has a shape that is left to aiohttp's own parser.
     """
     if not (header.isascii() and header.isprintable() and _is_name(name)):
         return False
-    if '"' in header:
-        return _find_among_quoted(header, name)
-    if header.count(" ") != header.count("; "):
-        return False
+    if '"' in header or "\\" in header or header.count(" ") != header.count("; "):
+        return _find_among_odd(header, name)
     end = len(header)
     while (start := header.rfind(name, 0, end)) >= 0:
         after = start + len(name)
@@ -46,22 +58,31 @@ def find_cookie(header: str, name: str) -> str | bool | None:
     return None
 
 
-def _find_among_quoted(header: str, name: str) -> str | bool | None:
-    value = None
+def _find_among_odd(header: str, name: str) -> str | bool | None:
+    found = None
     position = 0
     while position < len(header):
         pair = _match_pair(header, position)
         if pair is None:
             return False
         position = pair.end()
-        if pair[1] == name:
-            value = pair[2] or ""
-    if value is None or value[:1] != '"':
-        return value
-    value = value[1:-1]
+        if (word := pair["spaced"]) is not None and (len(word) == 3 or word[-1] == ","):
+            return False  # it could be a date, which may hold spaces
+        if pair["name"] == name:
+            found = pair
+    if found is None:
+        return None
+    quoted, plain, spaced, odd = found.group("quoted", "plain", "spaced", "odd")
+    if quoted is None:
+        return odd.rstrip(" ") if odd else plain or spaced or ""
+    value = quoted[1:-1]
     if r"\\" not in value:  # then the escapes of a JSON cookie can go one kind after the other
         value = value.replace(r"\"", '"').replace(r"\054", ",")
-    return _sub_escape(_unescape, value) if "\\" in value else value
+    if "\\" not in value:
+        return value
+    value = _sub_escape(_unescape, value)
+    # Newer versions of Python refuse control characters here.
+    return False if _hides_control(value) else value
 
 
 def _unescape(escape: re.Match[str]) -> str:

@@ -1,13 +1,16 @@
 """The one switch between the compiled hot path and its pure-Python reference.
 
 ``AIOHTTP_SESSION_NO_EXTENSIONS=1`` in the environment, an interpreter that is not CPython, or an
-installation without the extensions gives the pure one.
+installation without the extensions gives the pure one. So do extensions that can't be loaded, with
+a warning: whoever built them wants to know.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
+import warnings
 from typing import TYPE_CHECKING
 
 IMPLEMENTATION = "python"
@@ -18,8 +21,14 @@ if sys.implementation.name == "cpython" and not os.environ.get("AIOHTTP_SESSION_
         from . import _cookies_c, _payload_c, _session_c  # noqa: F401
 
         IMPLEMENTATION = "cython"
-    except ImportError:
-        pass
+    except ImportError as error:
+        names = (f"{__package__}.{name}" for name in ("_cookies_c", "_payload_c", "_session_c"))
+        if any(map(importlib.util.find_spec, names)):
+            warnings.warn(
+                f"aiohttp-session runs in pure Python, since its extensions can't be used: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
 if TYPE_CHECKING or IMPLEMENTATION == "python":
     from ._cookies_py import find_cookie, quote

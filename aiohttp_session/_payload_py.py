@@ -52,7 +52,11 @@ def decode(text: str | bytes) -> Any:
             return orjson.loads(text)
         except ValueError:  # NaN, 1E400, a lone surrogate; or no JSON at all
             pass
-    return json.loads(text.decode("utf-8"))
+    return _load(text)
+
+
+def _load(text: str | bytes) -> Any:
+    return json.loads(text if isinstance(text, str) else text.decode("utf-8"))
 
 
 def _is_plain(value: Any) -> bool:

@@ -22,6 +22,8 @@ class Session(MutableMapping[str, Any]):
     :param max_age: seconds after which a session that was not saved is over; None is never.
     """
 
+    __module__ = "aiohttp_session"  # its public name, for pickles and for readers
+
     _changed: bool
     _created: int
     _identity: Any | None
@@ -30,6 +32,8 @@ class Session(MutableMapping[str, Any]):
     _new: bool
 
     # What a storage needs to know at the save; class attributes, since they rarely differ.
+    _fingerprint: bytes | None = None
+    """What its containers held when it was made or last saved."""
     _issued: int | None = None
     """When the session was first saved, for an absolute lifetime."""
     _record: bytes | None = None
@@ -184,7 +188,7 @@ def fingerprint(mapping: dict[str, Any]) -> bytes | None:
     :return: None if there are no containers, else bytes that are equal for equal contents of
         equal types.
     """
-    nested = [value for value in mapping.values() if value.__class__ not in _SCALARS]
+    nested = [value for value in mapping.values() if type(value) not in _SCALARS]
     if not nested:
         return None
     try:
@@ -192,4 +196,8 @@ def fingerprint(mapping: dict[str, Any]) -> bytes | None:
         # They are only compared, never loaded.
         return marshal.dumps(nested, 2)
     except ValueError:
+        pass
+    try:
         return repr(nested).encode("utf-8", "backslashreplace")
+    except RecursionError:  # too deep to be saved, too
+        return b"too deep"

@@ -6,6 +6,7 @@ import abc
 import hashlib
 import math
 import random
+import re
 import time
 import uuid
 import warnings
@@ -25,8 +26,8 @@ from .log import log
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-# The parser whose results find_cookie reproduces came with aiohttp 3.13.
-_PARSER_IS_KNOWN = tuple(map(int, aiohttp.__version__.split(".")[:2])) >= (3, 13)
+# The parser whose results find_cookie reproduces is that of aiohttp 3.13.2 and later.
+_PARSER_IS_KNOWN = tuple(map(int, re.findall(r"\d+", aiohttp.__version__)[:3])) >= (3, 13, 2)
 _COOKIE_LIMIT = 4096  # bytes: what a browser must keep at least (RFC 6265, 6.1)
 _KEY_LIMIT = 250  # bytes: memcached's
 _MERGE_ATTEMPTS = 100

@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 IMPLEMENTATION = "import aiohttp_session; print(aiohttp_session.IMPLEMENTATION)"
+EXTENSIONS = tuple(f"aiohttp_session.{name}" for name in ("_cookies_c", "_payload_c", "_session_c"))
 JSON_ROUND_TRIP = """
 from aiohttp_session._core import decode, encode, dumps
 data = {"created": 1, "session": {"a": [1.5, None, True, "é\\ud800", 2**70, float("inf")]}}
@@ -37,9 +38,16 @@ def test_the_environment_asks_for_pure_python() -> None:
     assert run(IMPLEMENTATION, AIOHTTP_SESSION_NO_EXTENSIONS="1") == "python"
 
 
-@pytest.mark.parametrize("name", ["_cookies_c", "_payload_c", "_session_c"])
-def test_one_missing_extension_gives_pure_python(name: str) -> None:
-    assert run(IMPLEMENTATION, missing=(f"aiohttp_session.{name}",)) == "python"
+def test_without_extensions_it_is_pure_python() -> None:
+    assert run(IMPLEMENTATION, missing=EXTENSIONS) == "python"
+
+
+@pytest.mark.parametrize("name", EXTENSIONS)
+def test_an_incomplete_set_of_extensions_gives_pure_python_and_a_warning(name: str) -> None:
+    code = f"import warnings\nwith warnings.catch_warnings(record=True) as caught: {IMPLEMENTATION}"
+    printed = run(f"{code}\nprint(*[w.category.__name__ for w in caught])", missing=(name,))
+    warns = not os.environ.get("AIOHTTP_SESSION_NO_EXTENSIONS")
+    assert printed.split() == ["python", *(["RuntimeWarning"] if warns else [])]
 
 
 def test_another_interpreter_gives_pure_python() -> None:

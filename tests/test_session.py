@@ -306,6 +306,7 @@ class Odd:
 def test_changes_of_values_that_json_does_not_know(
     value: Any, change: Callable[[Any], object]
 ) -> None:
+    value = copy.deepcopy(value)  # each implementation gets one of its own
     session = make({"a": value})
     assert not session._needs_save()
     change(value)

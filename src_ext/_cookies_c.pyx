@@ -1,0 +1,234 @@
+# cython: language_level=3, binding=False, embedsignature=True, embedsignature.format=clinic
+"""Cookie text, in and out, compiled: one pass over the bytes. What is unusual is `_cookies_py`'s."""
+
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+
+from . import _cookies_py
+
+cdef extern from "Python.h":
+    bint PyUnicode_IS_ASCII(object text)
+    unsigned char* PyUnicode_1BYTE_DATA(object text)
+    Py_ssize_t PyUnicode_GET_LENGTH(object text)
+    str PyUnicode_New(Py_ssize_t size, Py_UCS4 maxchar)
+    str PyUnicode_DecodeLatin1(const char* text, Py_ssize_t size, const char* errors)
+    str PyUnicode_Substring(object text, Py_ssize_t start, Py_ssize_t end)
+
+cdef extern from "string.h":
+    int memcmp(const void* a, const void* b, size_t size) nogil
+
+cdef enum Kind:  # of a character, as bits
+    TOKEN = 1  # may be in a name that find_cookie looks for
+    NAME = 2  # may be in any cookie's name, as aiohttp reads it
+    VALUE = 4  # may be in a value without quotes
+    QUOTED = 8  # printable
+    BARE = 16  # needs no quotes when written
+    PLAIN = 32  # needs no escape when written in quotes
+
+cdef unsigned char[256] KINDS
+
+
+cdef void _classify() noexcept:
+    for code in range(256):
+        char = chr(code)
+        kinds = 0
+        if 32 <= code < 127:
+            kinds |= QUOTED
+            if char not in ' ;"\\':
+                kinds |= VALUE
+                if char != "=":
+                    kinds |= NAME
+            if char.isalnum() or char in "!#$%&'*+-.^_`|~":
+                kinds |= TOKEN
+            if kinds & TOKEN or char == ":":
+                kinds |= BARE
+            if char not in '",;\\':
+                kinds |= PLAIN
+        KINDS[code] = kinds
+
+
+_classify()
+
+
+def find_cookie(header, name):
+    """Find the value of one cookie in a Cookie header.
+
+    :param header: the first Cookie header of a request.
+    :param name: the cookie's name.
+    :return: what ``request.cookies.get(name)`` returns in aiohttp 3.13.2 and later, or False when
+        the header (or the name) has a shape that is left to aiohttp's own parser.
+    """
+    if not (type(header) is str and type(name) is str):
+        return _cookies_py.find_cookie(header, name)
+    if not (PyUnicode_IS_ASCII(header) and PyUnicode_IS_ASCII(name)):
+        return False
+    cdef Py_ssize_t wanted_length = PyUnicode_GET_LENGTH(name)
+    cdef const unsigned char* wanted = PyUnicode_1BYTE_DATA(name)
+    cdef const unsigned char* text = PyUnicode_1BYTE_DATA(header)
+    cdef Py_ssize_t end = PyUnicode_GET_LENGTH(header)
+    cdef Py_ssize_t i = 0, start, stop, name_end, value_start, value_end
+    cdef Py_ssize_t found_start = -1, found_end = -1
+    cdef bint spaced
+
+    if not _is_token(wanted, wanted_length):
+        return False
+    # The ends need no check: the byte after an ASCII str's text is 0, which is of no kind.
+    while True:
+        while text[i] == c" " or text[i] == c";":
+            i += 1
+        if i == end:
+            break
+        start = i
+        while KINDS[text[i]] & NAME:
+            i += 1
+        name_end = i
+        if text[i] == c'"' or text[i] == c"\\":
+            # aiohttp drops such a name, up to the semicolon.
+            i = _skip_printable(text, i)
+            if i < end and text[i] != c";":
+                return False
+            continue
+        while text[i] == c" ":
+            i += 1
+        if text[i] != c"=":
+            if i == name_end and i < end and text[i] != c";":
+                return False
+            value_start = value_end = i
+        elif name_end == start:
+            while KINDS[text[i]] & VALUE:
+                i += 1
+            if i < end and text[i] != c";":
+                return False
+            continue
+        else:
+            i += 1
+            spaced = i - 1 != name_end or text[i] == c" "
+            while text[i] == c" ":
+                i += 1
+            value_start = i
+            if text[i] == c'"':
+                i += 1
+                while text[i] != c'"':
+                    if text[i] == c"\\":
+                        i += 1
+                    if not KINDS[text[i]] & QUOTED:
+                        return False
+                    i += 1
+                i += 1
+                value_end = i
+                if i < end and text[i] != c";" and text[i] != c" ":
+                    return False
+            else:
+                while KINDS[text[i]] & VALUE:
+                    i += 1
+                value_end = i
+                if text[i] == c" ":
+                    # It could be a date, which may hold spaces.
+                    if i - value_start == 3 or i > value_start and text[i - 1] == c",":
+                        return False
+                elif text[i] == c'"' or text[i] == c"\\":
+                    # aiohttp takes all up to the semicolon.
+                    if spaced:
+                        return False
+                    i = _skip_printable(text, i)
+                    if i < end and text[i] != c";":
+                        return False
+                    value_end = i
+                    while text[value_end - 1] == c" ":
+                        value_end -= 1
+                elif i < end and text[i] != c";":
+                    return False
+        if name_end - start == wanted_length and not memcmp(text + start, wanted, wanted_length):
+            found_start, found_end = value_start, value_end
+    if found_start < 0:
+        return None
+    if found_start < found_end and text[found_start] == c'"':
+        return _unquote(text + found_start + 1, found_end - found_start - 2)
+    return PyUnicode_Substring(header, found_start, found_end)
+
+
+def quote(value):
+    """Write a cookie value as ``http.cookies`` does.
+
+    Values outside of the token alphabet go into double quotes, with octal escapes.
+    """
+    if type(value) is not str or not PyUnicode_IS_ASCII(value):
+        return _cookies_py.quote(value)
+    cdef const unsigned char* text = PyUnicode_1BYTE_DATA(value)
+    cdef Py_ssize_t length = PyUnicode_GET_LENGTH(value)
+    cdef Py_ssize_t i, size = length + 2
+    cdef unsigned char code, all_kinds = BARE if length else 0
+    for i in range(length):
+        code = text[i]
+        all_kinds &= KINDS[code]
+        if not KINDS[code] & PLAIN:
+            size += 1 if code == c'"' or code == c"\\" else 3
+    if all_kinds & BARE:
+        return value
+    quoted = PyUnicode_New(size, 127)
+    cdef unsigned char* out = PyUnicode_1BYTE_DATA(quoted)
+    out[0] = out[size - 1] = c'"'
+    out += 1
+    for i in range(length):
+        code = text[i]
+        if KINDS[code] & PLAIN:
+            out[0] = code
+            out += 1
+            continue
+        out[0] = c"\\"
+        if code == c'"' or code == c"\\":
+            out[1] = code
+            out += 2
+        else:
+            out[1] = c"0" + (code >> 6)
+            out[2] = c"0" + (code >> 3 & 7)
+            out[3] = c"0" + (code & 7)
+            out += 4
+    return quoted
+
+
+cdef bint _is_token(const unsigned char* text, Py_ssize_t length) noexcept:
+    cdef Py_ssize_t i
+    for i in range(length):
+        if not KINDS[text[i]] & TOKEN:
+            return False
+    return length > 0
+
+
+cdef Py_ssize_t _skip_printable(const unsigned char* text, Py_ssize_t i) noexcept:
+    while KINDS[text[i]] & QUOTED and text[i] != c";":
+        i += 1
+    return i
+
+
+cdef object _unquote(const unsigned char* text, Py_ssize_t length):
+    """Undo the escapes of a quoted value; False if it hides a control character.
+
+    Newer versions of Python refuse those.
+    """
+    cdef Py_ssize_t i = 0, size = 0
+    cdef unsigned char code
+    cdef unsigned char* out = <unsigned char*>PyMem_Malloc(length + 1)
+    if out is NULL:
+        raise MemoryError
+    try:
+        while i < length:
+            code = text[i]
+            i += 1
+            if code == c"\\":
+                code = text[i]
+                i += 1
+                if (
+                    c"0" <= code <= c"3"
+                    and i + 1 < length
+                    and c"0" <= text[i] <= c"7"
+                    and c"0" <= text[i + 1] <= c"7"
+                ):
+                    code = ((code - c"0") << 6) + ((text[i] - c"0") << 3) + text[i + 1] - c"0"
+                    i += 2
+                    if code < 32 or code == 127:
+                        return False
+            out[size] = code
+            size += 1
+        return PyUnicode_DecodeLatin1(<const char*>out, size, NULL)
+    finally:
+        PyMem_Free(out)

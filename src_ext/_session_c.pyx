@@ -1,0 +1,494 @@
+# cython: language_level=3, binding=False, embedsignature=True, embedsignature.format=clinic
+"""The session, compiled: an extension type. What subclasses may override is `_session_py`'s way."""
+
+import copyreg
+import time
+from collections.abc import ItemsView, KeysView, Mapping, MutableMapping, ValuesView
+from inspect import signature
+from types import GenericAlias
+
+cimport cython
+from cpython.dict cimport PyDict_Copy, PyDict_GetItemWithError, PyDict_Next
+from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
+from cpython.mem cimport PyMem_Free, PyMem_Realloc
+from cpython.object cimport Py_EQ, Py_TYPE, PyObject, PyObject_RichCompareBool, PyTypeObject
+from cpython.ref cimport Py_INCREF, Py_XDECREF
+from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
+from libc.string cimport memcmp
+
+from . import _session_py
+
+cdef extern from *:
+    """
+    /* The public name of the class, and the flag that ``case {...}`` asks for. */
+    static void present(PyTypeObject *type) {
+        type->tp_name = "aiohttp_session.Session";
+        type->tp_flags |= Py_TPFLAGS_MAPPING;
+        type->tp_flags &= ~Py_TPFLAGS_SEQUENCE;
+        PyType_Modified(type);
+    }
+    """
+    void present(PyTypeObject* type)
+
+# How deep a session is looked into here; deeper ones are `_session_py`'s, and the C stack small.
+cdef enum:
+    MAX_DEPTH = 200
+
+cdef object _MISSING = MutableMapping._MutableMapping__marker
+
+
+@cython.auto_pickle(False)
+@cython.freelist(64)
+cdef class Session:
+    cdef public object _changed, _created, _identity, _mapping, _max_age, _new
+    cdef public object _issued, _record, _renew, _replaces, _touch, _fingerprint
+    cdef dict __dict__
+    cdef object __weakref__
+
+    __doc__ = _session_py.Session.__doc__
+    __signature__ = signature(_session_py.Session)
+    __reversed__ = None
+    _MutableMapping__marker = _MISSING  # MutableMapping.pop asks for it
+
+    def __cinit__(self):
+        self._renew = self._touch = False
+
+    def __init__(self, identity, *, data, new, max_age=None):
+        now = _now()
+        created = stored = None
+        if type(data) is dict:
+            emptied = not data
+            created = _get(<dict>data, "created", None)
+        else:
+            if data:
+                created = data.get("created", None)
+            emptied = data == {}
+        # Without a known age, a session is as old as Unix time.
+        expired = max_age is not None and now - (created or 0) > max_age
+        if data and not expired:
+            stored = data.get("session", None)
+        if type(stored) is dict:
+            self._mapping = PyDict_Copy(stored)
+        else:
+            self._mapping = {}
+            self._mapping.update(stored or ())
+        self._changed = False
+        self._identity = None if emptied else identity
+        self._new = new or emptied
+        self._max_age = max_age
+        self._created = now if self._new or created is None else created
+        self._fingerprint = _take_fingerprint(self._mapping)
+
+    def __repr__(self):
+        return (
+            f"<{type(self).__name__} [new:{(<object>self).new}, changed:{self._changed}, "
+            f"created:{(<object>self).created}] {self._mapping!r}>"
+        )
+
+    @classmethod
+    def __class_getitem__(cls, item):
+        return GenericAlias(cls, item)
+
+    @property
+    def new(self):
+        """Whether the session did not come with the request."""
+        return self._new
+
+    @property
+    def identity(self):
+        """The id under which a server storage keeps the session; None until it is first saved."""
+        return self._identity
+
+    @property
+    def created(self):
+        """Unix time in seconds of the creation or of the last change, whichever is later."""
+        return self._created
+
+    @property
+    def empty(self):
+        """Whether the session holds nothing."""
+        return not self._mapping
+
+    @property
+    def max_age(self):
+        """Seconds from the last save after which the session is over; None is never."""
+        return self._max_age
+
+    @max_age.setter
+    def max_age(self, value):
+        self._max_age = value
+
+    def changed(self):
+        """Have the session saved, whether or not a change can be seen in it."""
+        self._changed = True
+
+    def invalidate(self):
+        """Empty the session; its record and cookie are deleted when the response is sent.
+
+        What is written afterwards is saved under a new id.
+        """
+        self._changed = True
+        self._renew = True
+        # What is written from here on is another session.
+        self._issued = self._record = None
+        self._mapping = {}
+
+    def regenerate_id(self):
+        """Keep the data, but have them saved under a new id, and the old record deleted.
+
+        Call it at log-in and whenever privileges change, so that an id that somebody planted or
+        saw before is worth nothing after (OWASP session management: renew the session id).
+        """
+        self._changed = True
+        self._renew = True
+
+    def set_new_identity(self, identity):
+        """Choose the id of a new session.
+
+        :raises RuntimeError: if the session is not new.
+        """
+        if not self._new:
+            raise RuntimeError("Can't change identity for a session which is not new")
+        self._identity = identity
+
+    def __len__(self):
+        return len(self._mapping)
+
+    def __iter__(self):
+        return iter(self._mapping)
+
+    def __contains__(self, key):
+        return key in self._mapping
+
+    def __getitem__(self, key):
+        return self._mapping[key]
+
+    def __setitem__(self, key, value):
+        self._mapping[key] = value
+        self._note_change()
+
+    def __delitem__(self, key):
+        del self._mapping[key]
+        self._note_change()
+
+    def __eq__(self, other):
+        if type(self) is Session and type(self._mapping) is dict:
+            contents = (<Session>other)._mapping if type(other) is Session else other
+            if type(contents) is dict:
+                return self._mapping == contents
+        return Mapping.__eq__(self, other)
+
+    def get(self, key, default=None):
+        """Return the value of a key, or the default if there is none."""
+        if self._is_simple():
+            return _get(<dict>self._mapping, key, default)
+        return MutableMapping.get(self, key, default)
+
+    @cython.binding(True)  # or inspect could not show the default
+    def pop(self, key, default=_MISSING):
+        """Delete a key and return its value, or the default if there is none.
+
+        :raises KeyError: if there is neither.
+        """
+        if not self._is_simple():
+            return MutableMapping.pop(self, key, default)
+        value = _get(<dict>self._mapping, key, _MISSING)
+        if value is not _MISSING:
+            del self[key]
+            return value
+        if default is _MISSING:
+            raise KeyError(key)
+        return default
+
+    def popitem(self):
+        """Delete the oldest key; return it with its value.
+
+        :raises KeyError: if the session is empty.
+        """
+        return MutableMapping.popitem(self)
+
+    def clear(self):
+        """Delete all keys."""
+        if not self._is_simple():
+            MutableMapping.clear(self)
+        elif self._mapping:
+            (<dict>self._mapping).clear()
+            self._note_change()
+
+    def update(self, other=(), /, **kwds):
+        """Set the keys of a mapping, or of an iterable of pairs, and those given by name."""
+        if not kwds and type(other) is dict and self._is_simple():
+            if other:
+                (<dict>self._mapping).update(other)
+                self._note_change()
+        else:
+            MutableMapping.update(self, other, **kwds)
+
+    def setdefault(self, key, default=None):
+        """Return the value of a key; set it to the default if there is none."""
+        if not self._is_simple():
+            return MutableMapping.setdefault(self, key, default)
+        value = _get(<dict>self._mapping, key, _MISSING)
+        if value is not _MISSING:
+            return value
+        self[key] = default
+        return default
+
+    def keys(self):
+        """Return a live view of the keys."""
+        return KeysView(self)
+
+    def items(self):
+        """Return a live view of the pairs of key and value."""
+        return ItemsView(self)
+
+    def values(self):
+        """Return a live view of the values."""
+        return ValuesView(self)
+
+    def _needs_save(self):
+        """Tell whether the session must be saved, and note nested changes that nobody announced."""
+        if self._changed or self._replaces is not None:
+            if self._touch:
+                self._created = _now()
+            return True
+        if self._fingerprint is not None and _differs(self._fingerprint, self._mapping):
+            self._changed = True
+        elif not self._touch:
+            return False
+        self._created = _now()
+        return True
+
+    def _was_saved(self):
+        """Start over with looking for changes, after a save."""
+        self._changed = self._renew = self._touch = False
+        self._replaces = None
+        self._fingerprint = _take_fingerprint(self._mapping)
+
+    def __reduce__(self):
+        return copyreg.__newobj__, (type(self),), (<object>self).__getstate__()
+
+    def __getstate__(self):
+        state = {
+            "_changed": self._changed,
+            "_mapping": self._mapping,
+            "_identity": self._identity,
+            "_new": self._new,
+            "_max_age": self._max_age,
+            "_created": self._created,
+            "_issued": self._issued,
+            "_record": self._record,
+            "_renew": self._renew,
+            "_replaces": self._replaces,
+            "_touch": self._touch,
+            "_fingerprint": self._fingerprint,
+            **(<object>self).__dict__,
+        }
+        if type(self._fingerprint) is _Contents:
+            # As the other implementation has it, or something that it never makes.
+            changed = _differs(self._fingerprint, self._mapping)
+            state["_fingerprint"] = b"" if changed else _session_py.fingerprint(self._mapping)
+        return state
+
+    def __setstate__(self, state):
+        for name, value in state.items():
+            setattr(self, name, value)
+
+    cdef bint _is_simple(self) noexcept:
+        """Tell whether nothing is overridden, and the contents are a dict's."""
+        return type(self) is Session and type(self._mapping) is dict
+
+    cdef int _note_change(self) except -1:
+        self._changed = True
+        self._created = _now()
+        return 0
+
+
+present(<PyTypeObject*>Session)
+MutableMapping.register(Session)
+
+
+def fingerprint(mapping):
+    """Describe the containers among a session's values, so that a change inside shows.
+
+    Other values can only change by being set, which the session sees.
+
+    :return: None if there are no containers, else bytes that are equal for equal contents of
+        equal types.
+    """
+    return _session_py.fingerprint(mapping)
+
+
+cdef object _now():
+    return int(time.time())
+
+
+cdef object _get(dict mapping, key, default):
+    cdef PyObject* value = PyDict_GetItemWithError(mapping, key)
+    return default if value is NULL else <object>value
+
+
+cdef object _take_fingerprint(mapping):
+    """Take down the containers among a session's values: `_differs` tells whether they changed.
+
+    :return: None if there are none, `_Contents` if they are JSON's, else the other
+        implementation's fingerprint.
+    """
+    cdef PyObject* key
+    cdef PyObject* value
+    cdef Py_ssize_t position = 0
+    cdef _Contents contents
+    if type(mapping) is dict:
+        while PyDict_Next(mapping, &position, &key, &value):
+            if not _is_scalar(<object>value):
+                break
+        else:
+            return None
+        contents = _Contents.__new__(_Contents)
+        if contents.note_values(mapping):
+            return contents
+    return _session_py.fingerprint(mapping)
+
+
+cdef bint _differs(old, mapping) except -1:
+    if type(old) is _Contents:
+        return type(mapping) is not dict or not (<_Contents>old).has_values(mapping)
+    return old != _session_py.fingerprint(mapping)
+
+
+@cython.final
+@cython.internal
+@cython.auto_pickle(False)
+@cython.no_gc
+cdef class _Contents:
+    """The containers among a session's values at one time, as a flat row of what they hold.
+
+    A container is its type, its items, and a NULL; leaves are the objects themselves. A dict's
+    keys and values alternate. Only JSON's types (and tuple and bytes) can be taken down; all
+    that is kept is immutable.
+    """
+
+    cdef PyObject** row
+    cdef Py_ssize_t length, room
+
+    def __dealloc__(self):
+        for i in range(self.length):
+            Py_XDECREF(self.row[i])
+        PyMem_Free(self.row)
+
+    cdef bint note_values(self, dict mapping) except -1:
+        """Take down the containers among the values; return False if that can't be done."""
+        cdef PyObject* key
+        cdef PyObject* value
+        cdef Py_ssize_t position = 0
+        while PyDict_Next(mapping, &position, &key, &value):
+            if not _is_scalar(<object>value) and not self.note(<object>value, 0):
+                return False
+        return True
+
+    cdef bint note(self, value, int depth) except -1:
+        cdef PyObject* key
+        cdef PyObject* item
+        cdef Py_ssize_t position = 0
+        if _is_leaf(value):
+            return self.append(<PyObject*>value)
+        if depth == MAX_DEPTH:
+            return False
+        if type(value) is dict:
+            self.append(<PyObject*>dict)
+            while PyDict_Next(value, &position, &key, &item):
+                if not (self.note(<object>key, depth + 1) and self.note(<object>item, depth + 1)):
+                    return False
+        elif type(value) is list:
+            self.append(<PyObject*>list)
+            for position in range(PyList_GET_SIZE(value)):
+                if not self.note(<object>PyList_GET_ITEM(value, position), depth + 1):
+                    return False
+        elif type(value) is tuple:
+            self.append(<PyObject*>tuple)
+            for position in range(PyTuple_GET_SIZE(value)):
+                if not self.note(<object>PyTuple_GET_ITEM(value, position), depth + 1):
+                    return False
+        else:
+            return False
+        return self.append(NULL)
+
+    cdef bint append(self, PyObject* entry) except -1:
+        if self.length == self.room:
+            room = self.room * 2 or 32
+            row = <PyObject**>PyMem_Realloc(self.row, room * sizeof(PyObject*))
+            if row is NULL:
+                raise MemoryError
+            self.row, self.room = row, room
+        if entry is not NULL:
+            Py_INCREF(<object>entry)
+        self.row[self.length] = entry
+        self.length += 1
+        return True
+
+    cdef bint has_values(self, dict mapping) except -1:
+        """Tell whether these are the containers among the values."""
+        cdef PyObject* key
+        cdef PyObject* value
+        cdef Py_ssize_t position = 0, at = 0
+        while PyDict_Next(mapping, &position, &key, &value):
+            if not _is_scalar(<object>value) and not self.has(<object>value, &at):
+                return False
+        return at == self.length
+
+    cdef bint has(self, value, Py_ssize_t* at) except -1:
+        """Tell whether a value is what was taken down from an index on, and move that past it."""
+        cdef PyObject* key
+        cdef PyObject* item
+        cdef PyObject* entry
+        cdef Py_ssize_t position = 0
+        if at[0] >= self.length:
+            return False
+        entry = self.row[at[0]]
+        at[0] += 1
+        if _is_leaf(value):
+            return entry is not NULL and _is_same_leaf(value, <object>entry)
+        if entry is not <PyObject*>Py_TYPE(value):
+            return False
+        if type(value) is dict:
+            while PyDict_Next(value, &position, &key, &item):
+                if not (self.has(<object>key, at) and self.has(<object>item, at)):
+                    return False
+        elif type(value) is list:
+            for position in range(PyList_GET_SIZE(value)):
+                if not self.has(<object>PyList_GET_ITEM(value, position), at):
+                    return False
+        else:
+            for position in range(PyTuple_GET_SIZE(value)):
+                if not self.has(<object>PyTuple_GET_ITEM(value, position), at):
+                    return False
+        entry = self.row[at[0]]
+        at[0] += 1
+        return entry is NULL
+
+
+cdef inline bint _is_scalar(value) noexcept:
+    """Tell whether a value can only change by being set."""
+    return (
+        type(value) is str
+        or type(value) is int
+        or value is None
+        or type(value) is bool
+        or type(value) is float
+    )
+
+
+cdef inline bint _is_leaf(value) noexcept:
+    return _is_scalar(value) or type(value) is bytes
+
+
+cdef bint _is_same_leaf(leaf, other) except -1:
+    cdef double a, b
+    if leaf is other:
+        return True
+    if type(leaf) is not type(other):
+        return False
+    if type(leaf) is float:  # by bits: -0.0 is not 0.0, and NaN is NaN
+        a, b = leaf, other
+        return memcmp(&a, &b, sizeof(double)) == 0
+    return PyObject_RichCompareBool(leaf, other, Py_EQ)
