@@ -28,6 +28,8 @@ if hasattr(web, "NotAppKeyWarning"):
 
 _STARTED_KEY = "aiohttp_session_started"  # set when a streamed response has sent its headers
 
+_late_saves: set[asyncio.Future[None]] = set()
+
 
 def _keys(name: str | None) -> tuple[str, str]:
     if name is None:
@@ -127,13 +129,15 @@ def setup(app: web.Application, storage: AbstractStorage, *, name: str | None = 
             _refresh_header(response, storage.cookie_name)
         request[_STARTED_KEY] = True
 
-    app.on_response_prepare.append(save_before_headers)
-    if isinstance(storage, ServerStorage):
-
-        async def finish(app: web.Application) -> None:
+    async def finish(app: web.Application) -> None:
+        loop = asyncio.get_running_loop()
+        saves = [task for task in list(_late_saves) if task.get_loop() is loop]
+        await asyncio.gather(*saves, return_exceptions=True)
+        if isinstance(storage, ServerStorage):
             await storage.finish()
 
-        app.on_cleanup.insert(0, finish)  # before the application closes its client
+    app.on_response_prepare.append(save_before_headers)
+    app.on_cleanup.insert(0, finish)  # before the application closes its client
 
 
 def installed(app: web.Application) -> Iterator[tuple[str | None, AbstractStorage]]:
@@ -212,9 +216,14 @@ async def _save(
 
 async def _save_late(storage: AbstractStorage, session: object) -> None:
     """Save what changed after a response's headers had been sent."""
-    if isinstance(session, Session) and session._needs_save():
-        await storage._save_late(session)
-        session._was_saved()
+    if not (isinstance(session, Session) and session._needs_save()):
+        return
+    # The client of a stream leaves when it likes, and may have the handler cancelled.
+    task = asyncio.ensure_future(storage._save_late(session))
+    _late_saves.add(task)
+    task.add_done_callback(_late_saves.discard)
+    await asyncio.shield(task)
+    session._was_saved()
 
 
 @contextlib.contextmanager
