@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import aiohttp_session
+
 from . import reference
 
 NAMES = ("compiled", "pure", "reference")
@@ -98,7 +100,7 @@ class Contender:
 
     def _check_loaded(self) -> None:
         loaded = self._loaded
-        is_ours = Path(loaded["file"]).parent.parent == _ROOT
+        is_ours = loaded["file"] == aiohttp_session.__file__
         if loaded["implementation"] != _IMPLEMENTATIONS[self.name] or is_ours == (
             self.name == "reference"
         ):
