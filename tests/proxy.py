@@ -23,6 +23,8 @@ class Proxy:
     """Where it listens; free when it starts, and the same after `refuse` and `listen`."""
     accepted = 0
     """The number of connections that were ever made to it."""
+    passed = 0
+    """The number of reads from clients that were passed on."""
 
     request_delay = 0.0
     """Seconds that each read from a client waits before it is passed on."""
@@ -116,6 +118,7 @@ class Proxy:
             while data := await client.read(2**16):
                 if self.request_delay:
                     await asyncio.sleep(self.request_delay)
+                self.passed += 1
                 server.write(data)
                 await server.drain()
 

@@ -1,0 +1,379 @@
+"""MemcachedStorage when requests are cancelled, and when the server or the network fails."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, cast
+
+import aiomcache
+import pytest
+from aiohttp import web
+from multidict import CIMultiDict, CIMultiDictProxy
+from pytest_aiohttp.plugin import AiohttpClient
+
+from aiohttp_session import get_session, session_middleware, setup
+from aiohttp_session.memcached_storage import MemcachedStorage
+from benchmarks import servers
+from benchmarks.servers import HOST, Server
+from tests.proxy import Proxy
+
+OWN_ERRORS = (OSError, aiomcache.ClientException)  # TimeoutError is an OSError
+VERBS: dict[str, Callable[[MemcachedStorage], Awaitable[object]]] = {
+    "read": lambda storage: storage.read("k"),
+    "create": lambda storage: storage.create("k", b"1", None),
+    "update": lambda storage: storage.update("k", b"1", None),
+    "swap": lambda storage: storage.swap("k", b"1", b"1", None),
+    "delete": lambda storage: storage.delete("other"),
+}
+
+every_verb = pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
+
+
+@pytest.fixture
+async def proxy(memcached_server: Server) -> AsyncIterator[Proxy]:
+    async with Proxy(memcached_server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def storage(proxy: Proxy) -> AsyncIterator[MemcachedStorage]:
+    storage = make_storage(proxy.port)
+    await storage.create("k", b"1", None)
+    yield storage
+    proxy.resume()
+    proxy.fake_reply = None
+    await storage.finish()
+    await proxy.cut()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+def make_storage(port: int, **options: Any) -> MemcachedStorage:
+    return MemcachedStorage(aiomcache.Client(HOST, port, pool_size=8), **options)
+
+
+async def works(storage: MemcachedStorage) -> bool:
+    await storage.create("after", b"1", None)
+    return await storage.read("after") == b"1" and await storage.update("after", b"2", None)
+
+
+class Request(dict[str, Any]):
+    """As much of a request as the middleware needs; aiohttp's mock of one takes milliseconds."""
+
+    def __init__(self, headers: CIMultiDictProxy[str]) -> None:
+        self.headers = headers
+
+
+class Visitor:
+    """A user whose requests go through the middleware."""
+
+    def __init__(self, storage: MemcachedStorage, identity: str) -> None:
+        self.key = f"{storage.cookie_name}_{identity}"
+        self._middleware = session_middleware(storage)
+        cookie = f"{storage.cookie_name}={identity}"
+        self._headers = CIMultiDictProxy(CIMultiDict({"Cookie": cookie}))
+
+    async def visit(
+        self, handler: Callable[[web.Request], Awaitable[web.Response]]
+    ) -> web.StreamResponse:
+        return await self._middleware(cast("web.Request", Request(self._headers)), handler)
+
+
+async def test_cancelled_requests_disturb_nobody(proxy: Proxy) -> None:
+    """Of 6,000 requests by 50 users, 30 % are cancelled within 3 ms."""
+    requests, at_a_time = 6000, 64
+    dice = random.Random(1)
+    storage = make_storage(proxy.port)
+    users = {name: Visitor(storage, name) for name in (f"user{n}" for n in range(50))}
+    for name, user in users.items():
+        payload = f'{{"created": 1700000000, "session": {{"name": "{name}", "count": 0}}}}'
+        await storage.create(user.key, payload.encode(), None)
+    proxy.reply_delay = 0.001  # so that they are cancelled while their replies are under way
+    proxy.fragment = 1000
+    results: Counter[str] = Counter()
+
+    async def visit(name: str, write: bool) -> str:
+        async def handler(request: web.Request) -> web.Response:
+            session = await get_session(request)
+            if write and session:
+                session["count"] += 1
+            return web.Response(reason=session.get("name", "lost"))
+
+        response = await users[name].visit(handler)
+        return "right" if response.reason == name else f"wrong: {response.reason}"
+
+    async def client() -> None:
+        for _ in range(requests // at_a_time):
+            name = dice.choice(list(users))
+            task = asyncio.ensure_future(visit(name, write=dice.random() < 0.5))
+            if dice.random() < 0.3:
+                asyncio.get_running_loop().call_later(dice.uniform(0, 0.003), task.cancel)
+            (result,) = await asyncio.gather(task, return_exceptions=True)
+            results[result if isinstance(result, str) else type(result).__name__] += 1
+
+    await asyncio.gather(*(client() for _ in range(at_a_time)))
+    await storage.finish()
+    assert set(results) == {"right", "CancelledError"}
+    assert results["CancelledError"] > requests / 20
+
+
+async def test_logout_during_a_slow_request_stays_a_logout(
+    storage: MemcachedStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    visitor = Visitor(storage, "a")
+    await storage.create(visitor.key, b'{"created": 1700000000, "session": {"name": "a"}}', None)
+    logged_out = asyncio.Event()
+
+    async def slow(request: web.Request) -> web.Response:
+        session = await get_session(request)
+        session["seen"] = True
+        await logged_out.wait()
+        return web.Response()
+
+    async def logout(request: web.Request) -> web.Response:
+        (await get_session(request)).invalidate()
+        return web.Response()
+
+    task = asyncio.ensure_future(visitor.visit(slow))
+    await visitor.visit(logout)
+    logged_out.set()
+    with caplog.at_level(logging.WARNING):
+        response = await task
+    assert await storage.read(visitor.key) is None
+    assert storage.cookie_name not in response.cookies
+    assert "dropped" in caplog.text
+
+
+@every_verb
+async def test_refused_connection_is_an_error_at_once(
+    proxy: Proxy, storage: MemcachedStorage, verb: Callable[[MemcachedStorage], Awaitable[object]]
+) -> None:
+    await proxy.refuse()
+    results = await asyncio.gather(*(verb(storage) for _ in range(3)), return_exceptions=True)
+    assert [type(result) for result in results] == [ConnectionRefusedError] * 3
+    await proxy.listen()
+    assert await works(storage)
+
+
+@every_verb
+@pytest.mark.parametrize("replied", [0, 1, 7, 20])
+async def test_connection_cut_in_mid_reply_is_an_error_at_once(
+    proxy: Proxy,
+    storage: MemcachedStorage,
+    verb: Callable[[MemcachedStorage], Awaitable[object]],
+    replied: int,
+) -> None:
+    proxy.reply_budget = replied
+    results = await asyncio.gather(*(verb(storage) for _ in range(10)), return_exceptions=True)
+    failed = [result for result in results if isinstance(result, Exception)]
+    assert failed
+    assert all(isinstance(error, ConnectionResetError) for error in failed)
+    proxy.reply_budget = None
+    assert await works(storage)
+
+
+@every_verb
+async def test_server_that_does_not_answer_is_a_timeout(
+    proxy: Proxy, verb: Callable[[MemcachedStorage], Awaitable[object]]
+) -> None:
+    storage = make_storage(proxy.port, timeout=0.05)
+    proxy.hold()
+    results = await asyncio.gather(*(verb(storage) for _ in range(3)), return_exceptions=True)
+    assert [type(result) for result in results] == [TimeoutError] * 3
+    assert "0.05 seconds" in str(results[0])
+    proxy.resume()
+    assert await works(storage)
+    await storage.finish()
+
+
+async def test_connection_that_is_not_made_in_time_is_a_timeout() -> None:
+    async def never(*_: object, **__: object) -> None:
+        await asyncio.sleep(3600)
+
+    storage = make_storage(1, timeout=0.02)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asyncio.get_running_loop(), "create_connection", never)
+        with pytest.raises(TimeoutError):
+            await storage.read("k")
+    assert len(asyncio.all_tasks()) == 1
+
+
+async def test_late_reply_reaches_nobody(proxy: Proxy) -> None:
+    storage = make_storage(proxy.port, timeout=0.05)
+    for name in "ab":
+        await storage.create(name, name.encode(), None)
+    proxy.hold()
+    with pytest.raises(TimeoutError):
+        await storage.read("a")
+    proxy.resume()
+    assert await asyncio.gather(*(storage.read(name) for name in "bba")) == [b"b", b"b", b"a"]
+    await storage.finish()
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"\r\n",
+        b"STORED\r\n",
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        b"+OK\r\n",
+        b"ERROR\r\n",
+        b"ERROR Too many open connections\r\n",
+        b"CLIENT_ERROR bad command line format\r\n",
+        b"SERVER_ERROR out of memory writing get response\r\n",
+        b"VALUE\r\n",
+        b"VALUE k 0 -7\r\n1\r\nEND\r\n",
+        b"VALUE k 0 x\r\n1\r\nEND\r\n",
+        b"VALUE k 0 1\r\n123\r\nEND\r\n",
+        b"VALUE stranger 0 1\r\n1\r\nEND\r\n",
+        b"\x00\xff" * 3000,
+    ],
+)
+async def test_garbage_in_place_of_a_record_is_an_error(
+    proxy: Proxy, storage: MemcachedStorage, reply: bytes
+) -> None:
+    proxy.fake_reply = reply
+    results = await asyncio.gather(storage.read("k"), storage.read("other"), return_exceptions=True)
+    assert [type(result) for result in results] == [aiomcache.ClientException] * 2
+    proxy.fake_reply = None
+    assert await works(storage)
+
+
+@pytest.mark.parametrize(
+    ("verb", "reply"),
+    [
+        ("create", b"NOT_STORED\r\n"),
+        ("create", b"SERVER_ERROR out of memory storing object\r\n"),
+        ("create", b"CLIENT_ERROR bad data chunk\r\n"),
+        ("create", b"END\r\n"),
+        ("update", b"DELETED\r\n"),
+        ("update", b"VALUE k 0 1\r\n1\r\nEND\r\n"),
+        ("update", b"1\r\n"),
+        ("swap", b"END\r\nSTORED\r\n"),
+        ("delete", b"STORED\r\n"),
+        ("delete", b"VERSION 1.6\r\n"),
+    ],
+)
+async def test_reply_of_another_kind_is_an_error(
+    proxy: Proxy, storage: MemcachedStorage, verb: str, reply: bytes
+) -> None:
+    proxy.fake_reply = reply
+    with contextlib.suppress(*OWN_ERRORS):
+        assert await VERBS[verb](storage) is False
+        assert verb == "swap"  # it saw no record, and the rest of the reply is nobody's
+    proxy.fake_reply = None
+    assert await works(storage)
+
+
+async def test_reply_that_nobody_asked_for_ends_the_connection(
+    proxy: Proxy, storage: MemcachedStorage
+) -> None:
+    proxy.fake_reply = b"END\r\nVALUE k 0 5\r\nwrong\r\nEND\r\n"
+    assert await storage.read("k") is None
+    proxy.fake_reply = None
+    before = proxy.accepted
+    assert await storage.read("k") == b"1"
+    assert proxy.accepted == before + 1
+
+
+async def test_record_that_is_never_complete_is_a_timeout(proxy: Proxy) -> None:
+    storage = make_storage(proxy.port, timeout=0.05)
+    proxy.fake_reply = b"VALUE k 0 1000\r\n123"
+    with pytest.raises(TimeoutError):
+        await storage.read("k")
+    proxy.fake_reply = None
+    assert await works(storage)
+    await storage.finish()
+
+
+async def test_errors_do_not_name_keys_or_contents(proxy: Proxy, storage: MemcachedStorage) -> None:
+    for reply in (
+        b"VALUE key-secret 0 x\r\n",
+        b"VALUE key-secret 0 6\r\nsecret\r\n",
+        b"secret\r\n",
+    ):
+        proxy.fake_reply = reply
+        proxy.reply_budget = len(reply)
+        for attempt in (storage.read("key-hidden"), storage.create("k", b"secret", None)):
+            with pytest.raises(OWN_ERRORS) as caught:
+                await attempt
+            assert "secret" not in str(caught.value)
+            proxy.reply_budget = 0
+
+
+async def test_server_restarted_under_load_harms_no_request_after(
+    storage: MemcachedStorage,
+) -> None:
+    failed: list[BaseException] = []
+    answered = 0
+    stopping = False
+
+    async def user(name: str) -> None:
+        nonlocal answered
+        while not stopping:
+            try:
+                await fragile.create(name, name.encode(), None)
+                # The restart empties the server in between.
+                assert await fragile.read(name) in {name.encode(), None}
+            except OWN_ERRORS as error:
+                failed.append(error)
+            else:
+                answered += 1
+            await asyncio.sleep(0.001)
+
+    port = servers.free_port()
+    fragile = make_storage(port)
+    with contextlib.ExitStack() as running:
+        await asyncio.to_thread(running.enter_context, servers.memcached(port=port))
+        users = [asyncio.ensure_future(user(f"user{number}")) for number in range(20)]
+        await asyncio.sleep(0.1)
+        assert answered
+        assert not failed
+        await asyncio.to_thread(running.close)
+        await asyncio.sleep(0.1)
+        await asyncio.to_thread(running.enter_context, servers.memcached(port=port))
+        # Attempts that began before are over after this.
+        await asyncio.sleep(0.05)
+        assert failed
+        failed.clear()
+        assert await works(fragile)
+        await asyncio.sleep(0.1)
+        assert failed == []
+        stopping = True
+        await asyncio.gather(*users)
+        await fragile.finish()
+
+
+async def test_idle_connection_is_not_used_after_the_server_closed_it(
+    proxy: Proxy, storage: MemcachedStorage
+) -> None:
+    for _ in range(3):
+        await proxy.cut()
+        assert await storage.read("k") == b"1"
+
+
+async def test_application_ends_with_its_saves_done_and_connections_closed(
+    proxy: Proxy, storage: MemcachedStorage, aiohttp_client: AiohttpClient
+) -> None:
+    own = make_storage(proxy.port)
+
+    async def handler(request: web.Request) -> web.Response:
+        (await get_session(request))["name"] = "a"
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_get("/", handler)
+    setup(app, own)
+    client = await aiohttp_client(app)
+    connections = proxy.open
+    response = await client.get("/")
+    identity = response.cookies[own.cookie_name].value
+    assert proxy.open == connections + 1
+    await client.close()
+    await asyncio.sleep(0.01)
+    assert proxy.open == connections
+    assert b'"a"' in (await storage.read(f"{own.cookie_name}_{identity}") or b"")

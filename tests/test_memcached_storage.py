@@ -1,0 +1,365 @@
+"""What MemcachedStorage does beyond the contract of server storages."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiomcache
+import pytest
+
+from aiohttp_session.memcached_storage import MemcachedStorage
+from benchmarks.servers import HOST, Server
+from tests.conftest import Clock
+from tests.proxy import Proxy
+
+MONTH = 30 * 24 * 60 * 60
+
+
+@pytest.fixture
+async def proxy(memcached_server: Server) -> AsyncIterator[Proxy]:
+    async with Proxy(memcached_server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def storage(proxy: Proxy) -> AsyncIterator[MemcachedStorage]:
+    storage = MemcachedStorage(aiomcache.Client(HOST, proxy.port, pool_size=4))
+    yield storage
+    await storage.finish()
+
+
+class FakeClient:
+    """A client of the user's own, which keeps records and the calls that were made."""
+
+    def __init__(self) -> None:
+        self.records: dict[bytes, bytes] = {}
+        self.calls: list[tuple[str, int]] = []
+
+    async def get(self, key: bytes) -> bytes | None:
+        return self.records.get(key)
+
+    async def gets(self, key: bytes) -> tuple[bytes | None, int | None]:
+        return self.records.get(key), 1 if key in self.records else None
+
+    async def set(self, key: bytes, value: bytes, exptime: int = 0) -> bool:
+        self.calls.append(("set", exptime))
+        self.records[key] = value
+        return True
+
+    async def replace(self, key: bytes, value: bytes, exptime: int = 0) -> bool:
+        self.calls.append(("replace", exptime))
+        found = key in self.records
+        if found:
+            self.records[key] = value
+        return found
+
+    async def cas(self, key: bytes, value: bytes, token: int, exptime: int = 0) -> bool:
+        self.calls.append(("cas", exptime))
+        self.records[key] = value
+        return True
+
+    async def delete(self, key: bytes) -> bool:
+        return self.records.pop(key, None) is not None
+
+
+def with_fake_client(**options: Any) -> tuple[MemcachedStorage, FakeClient]:
+    client = FakeClient()
+    return MemcachedStorage(client, **options), client  # type: ignore[arg-type]
+
+
+def test_storage_can_be_made_before_its_client() -> None:
+    assert MemcachedStorage(None).conn is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("ttl", "expiry"),
+    [
+        (None, 0),
+        (1, 1),
+        (MONTH, MONTH),
+        (MONTH + 1, 1_700_000_000 + MONTH + 1),
+    ],
+)
+async def test_expiry_is_relative_up_to_a_month(clock: Clock, ttl: int | None, expiry: int) -> None:
+    storage, client = with_fake_client()
+    await storage.create("k", b"1", ttl)
+    await storage.update("k", b"2", ttl)
+    await storage.swap("k", b"2", b"3", ttl)
+    assert client.calls == [("set", expiry), ("replace", expiry), ("cas", expiry)]
+
+
+@pytest.mark.parametrize("ttl", [1, MONTH, MONTH + 100, None])
+async def test_server_takes_any_ttl(storage: MemcachedStorage, ttl: int | None) -> None:
+    await storage.create("k", b"1", ttl)
+    assert await storage.read("k") == b"1"
+
+
+@pytest.mark.parametrize("key", ["a b", "a\nb", "\xe9", "\x7f", "k" * 251])
+async def test_impossible_keys_are_refused_without_naming_them(
+    storage: MemcachedStorage, key: str
+) -> None:
+    for attempt in (
+        storage.read(key),
+        storage.create(key, b"1", None),
+        storage.update(key, b"1", None),
+        storage.swap(key, b"1", b"2", None),
+        storage.delete(key),
+    ):
+        with pytest.raises(ValueError, match=rf"at most 250 .* has {len(key)}$"):
+            await attempt
+
+
+async def test_largest_key_is_taken(storage: MemcachedStorage) -> None:
+    await storage.create("k" * 250, b"1", None)
+    assert await storage.read("k" * 250) == b"1"
+
+
+@pytest.mark.parametrize("size", [1024**2, 10 * 1024**2])
+async def test_record_beyond_the_servers_limit_is_refused_and_nothing_else_suffers(
+    storage: MemcachedStorage, size: int
+) -> None:
+    # Were the payload taken for commands, this would empty the store.
+    huge = b"flush_all\r\n" * (size // 11 + 1)
+    await storage.create("small", b"1", None)
+    await storage.create("large", b"1", None)
+    results = await asyncio.gather(
+        storage.update("small", b"2", None),
+        storage.update("large", huge, None),
+        storage.create("other", huge, None),
+        storage.read("small"),
+        return_exceptions=True,
+    )
+    assert results[0] is True
+    assert results[3] in {b"1", b"2"}
+    for error in results[1:3]:
+        assert isinstance(error, ValueError)
+        assert f"{len(huge)} bytes" in str(error)
+        assert "1 MB" in str(error)
+    assert await storage.read("small") == b"2"
+    assert await storage.read("large") == b"1"
+
+
+async def test_largest_record_is_taken(storage: MemcachedStorage) -> None:
+    payload = b"\r\nEND\r\n" * 140_000  # nearly 1 MB
+    await storage.create("k", payload, None)
+    assert await storage.read("k") == payload
+
+
+async def test_foreign_record_with_flags_is_an_error_of_its_own(
+    storage: MemcachedStorage, memcached_server: Server
+) -> None:
+    async def pickled(value: object) -> tuple[bytes, int]:
+        return b"\x80", 7
+
+    foreign: aiomcache.FlagClient[object] = aiomcache.FlagClient(
+        HOST, memcached_server.port, set_flag_handler=pickled
+    )
+    await foreign.set(b"flagged", object())
+    await foreign.close()
+    await storage.create("plain", b"1", None)
+    flagged, plain = await asyncio.gather(
+        storage.read("flagged"), storage.read("plain"), return_exceptions=True
+    )
+    assert isinstance(flagged, aiomcache.ClientException)
+    assert plain == b"1"
+
+
+async def test_operations_of_one_turn_share_a_connection_and_a_write(
+    storage: MemcachedStorage, proxy: Proxy
+) -> None:
+    await storage.read("k")
+    before = proxy.passed
+    await asyncio.gather(
+        *(storage.create(f"k{number}", b"%d" % number, None) for number in range(50))
+    )
+    assert await asyncio.gather(*(storage.read(f"k{number}") for number in range(50))) == [
+        b"%d" % number for number in range(50)
+    ]
+    assert proxy.accepted == 1
+    assert proxy.passed - before <= 4  # the first of a turn may go ahead
+
+
+async def test_every_reader_of_one_key_gets_it(storage: MemcachedStorage) -> None:
+    await storage.create("k", b"1", None)
+    records = await asyncio.gather(*(storage.read(key) for key in ["k", "none", "k", "k"]))
+    assert records == [b"1", None, b"1", b"1"]
+
+
+@pytest.mark.parametrize("fragment", [1, 7, 2**16])
+async def test_replies_may_come_in_pieces(
+    storage: MemcachedStorage, proxy: Proxy, fragment: int
+) -> None:
+    proxy.fragment = fragment
+    await storage.create("a", b"1\r\nEND\r\n", None)
+    await storage.create("b", b"2", None)
+    results = await asyncio.gather(
+        storage.read("a"),
+        storage.read("none"),
+        storage.update("b", b"3", None),
+        storage.update("none", b"3", None),
+        storage.swap("a", b"1\r\nEND\r\n", b"", None),
+        storage.swap("none", b"1", b"2", None),
+        storage.delete("none"),
+    )
+    assert results[:5] == [b"1\r\nEND\r\n", None, True, False, True]
+    assert results[5:] == [False, None]
+    assert await storage.read("a") == b""
+    assert await storage.read("b") == b"3"
+
+
+async def test_more_and_longer_keys_than_one_command_holds(storage: MemcachedStorage) -> None:
+    keys = [f"{number:0250}" for number in range(300)]
+    await asyncio.gather(*(storage.create(key, key.encode(), None) for key in keys))
+    records = await asyncio.gather(*(storage.read(key) for key in keys))
+    assert records == [key.encode() for key in keys]
+
+
+async def test_large_record_does_not_hold_up_a_small_one(
+    storage: MemcachedStorage, proxy: Proxy
+) -> None:
+    await storage.create("small", b"1", None)
+    await storage.create("large", b"x" * 900_000, None)
+    proxy.fragment = 4096
+    proxy.reply_delay = 0.001
+    large = asyncio.ensure_future(storage.read("large"))
+    await asyncio.sleep(0.02)  # its reply has begun
+    assert await storage.read("small") == b"1"
+    assert not large.done()
+    proxy.fragment, proxy.reply_delay = 2**16, 0
+    assert await large == b"x" * 900_000
+
+
+@pytest.mark.parametrize("workers", [1, 20])
+async def test_swap_lets_one_of_many_win(storage: MemcachedStorage, workers: int) -> None:
+    await storage.create("k", b"old", None)
+    won = await asyncio.gather(
+        *(storage.swap("k", b"old", b"%d" % number, None) for number in range(workers))
+    )
+    assert won.count(True) == 1
+    assert await storage.read("k") == b"%d" % won.index(True)
+
+
+async def test_finish_waits_for_a_save_whose_request_is_gone(
+    storage: MemcachedStorage, proxy: Proxy
+) -> None:
+    await storage.create("k", b"1", None)
+    proxy.request_delay = 0.05
+    save = asyncio.ensure_future(storage.update("k", b"2", None))
+    await asyncio.sleep(0.01)
+    save.cancel()
+    await storage.finish()
+    proxy.request_delay = 0
+    assert await storage.read("k") == b"2"
+
+
+async def test_finish_closes_the_connections_and_use_opens_new_ones(
+    storage: MemcachedStorage, proxy: Proxy
+) -> None:
+    await storage.create("k", b"1", None)
+    assert proxy.open == 1
+    await storage.finish()
+    await asyncio.sleep(0.01)
+    assert proxy.open == 0
+    assert await storage.read("k") == b"1"
+    await storage.finish()
+    await storage.finish()
+
+
+def test_one_storage_serves_several_loops(memcached_server: Server) -> None:
+    storage = MemcachedStorage(aiomcache.Client(HOST, memcached_server.port))
+
+    async def serve(loop_name: str) -> None:
+        async def user(number: int) -> None:
+            key = f"{loop_name}-{number}"
+            for turn in range(30):
+                await storage.create(key, f"{key}-{turn}".encode(), None)
+                assert await storage.read(key) == f"{key}-{turn}".encode()
+
+        await asyncio.gather(*(user(number) for number in range(5)))
+
+    # Nobody calls finish: the connections close with their loops, or the suite sees a warning.
+    failures: list[BaseException] = []
+
+    def thread(name: str) -> None:
+        try:
+            asyncio.run(serve(name))
+            asyncio.run(serve(name))
+        except BaseException as error:  # noqa: BLE001
+            failures.append(error)
+
+    threads = [threading.Thread(target=thread, args=(f"thread{number}",)) for number in range(3)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert not failures
+
+
+def test_uvloop(memcached_server: Server) -> None:
+    uvloop = pytest.importorskip("uvloop")
+    storage = MemcachedStorage(aiomcache.Client(HOST, memcached_server.port))
+
+    async def serve() -> None:
+        await storage.create("k", b"x" * 200_000, None)
+        assert await asyncio.gather(*(storage.read("k") for _ in range(3))) == [b"x" * 200_000] * 3
+        assert await storage.update("k", b"2", None)
+        await storage.finish()
+
+    loop = uvloop.new_event_loop()
+    try:
+        loop.run_until_complete(serve())
+    finally:
+        loop.close()
+
+
+async def test_client_of_the_users_own_is_called() -> None:
+    storage, client = with_fake_client()
+    await storage.create("k", b"1", None)
+    assert client.records == {b"k": b"1"}
+    assert await storage.read("k") == b"1"
+    assert await storage.update("k", b"2", None)
+    assert not await storage.update("none", b"2", None)
+    assert await storage.swap("k", b"2", b"3", None)
+    assert not await storage.swap("k", b"2", b"4", None)
+    await storage.delete("k")
+    assert client.records == {}
+    await storage.finish()
+
+
+async def test_calls_that_a_subclass_overrides_are_made(memcached_server: Server) -> None:
+    class Counting(aiomcache.Client):
+        reads = 0
+
+        async def get(self, key: bytes, default: Any = None) -> Any:
+            self.reads += 1
+            return await super().get(key, default)
+
+    client = Counting(HOST, memcached_server.port)
+    storage = MemcachedStorage(client)
+    await storage.create("k", b"1", None)
+    assert await storage.read("k") == b"1"
+    assert client.reads == 1
+    await client.close()
+
+
+async def test_client_can_be_exchanged_and_its_calls_patched(
+    storage: MemcachedStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await storage.create("k", b"1", None)
+
+    async def get(key: bytes) -> bytes:
+        return b"patched"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.conn, "get", get)
+        assert await storage.read("k") == b"patched"
+    assert await storage.read("k") == b"1"
+    client = storage.conn
+    await storage.finish()
+    storage.conn = FakeClient()  # type: ignore[assignment]
+    assert await storage.read("k") is None
+    storage.conn = client
+    assert await storage.read("k") == b"1"
