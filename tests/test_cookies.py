@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from http.cookies import CookieError, SimpleCookie
+from http.cookies import CookieError, Morsel, SimpleCookie
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -241,6 +242,23 @@ def test_what_quote_writes_is_found(value: str) -> None:
     assert found == expected
     if storage._PARSER_IS_KNOWN:
         assert found == value
+
+
+@needs_the_parser
+@pytest.mark.parametrize("value", ['"\\012"', '"a\\177"', '"\\000"', "\x01", '"\\040"', '"\\240"'])
+def test_control_characters_on_a_python_whose_morsels_refuse_them(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Morsel.__setstate__  # type: ignore[attr-defined]
+
+    def strict(self: Morsel[str], state: dict[str, Any]) -> None:
+        if any(ord(c) < 32 or ord(c) == 127 for text in state.values() for c in text):
+            raise CookieError("Control characters are not allowed in cookies")
+        original(self, state)
+
+    monkeypatch.setattr(Morsel, "__setstate__", strict)
+    found, expected = look_up(f"a=b; N={value}; c=d")
+    assert found == expected
 
 
 @pytest.mark.parametrize("byte", [0x01, 0x09, 0x1F, 0x20, 0x22, 0x5C, 0x7F, 0x80, 0xA0, 0xE4, 0xFF])
