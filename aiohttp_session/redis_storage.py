@@ -219,13 +219,23 @@ class _Server:
         answers: list[Any] = []
         for operation in operations:
             try:
-                answers.append(await operation.ask(self._client))
+                answers.append(await self._ask_one(operation))
             except Exception as error:  # noqa: BLE001 - it goes to the waiter
                 if not _is_reply(error):
                     # The server can't be reached: the others need not try for themselves.
                     return answers + [error] * (len(operations) - len(answers))
                 answers.append(error)
         return answers
+
+    async def _ask_one(self, operation: _Operation) -> Any:
+        for _ in range(3):
+            try:
+                return await operation.ask(self._client)
+            except AttributeError:
+                # redis-py's cluster client has closed connections that others use, since a slot
+                # moved; what they hold is None now.
+                pass
+        return await operation.ask(self._client)
 
 
 class _Pool:
@@ -277,23 +287,42 @@ class _Cluster:
         self._client = client
         self._timeout = timeout
         self._servers: dict[Any, _Server] = {}
+        self._unrouted: Batch[_Operation, Any] = Batch(self._route, timeout=timeout)
 
     def submit(
         self, operation: _Operation, size: int = 0, *, droppable: bool = False
     ) -> asyncio.Future[Any]:
-        try:
-            node = self._client.get_node_from_key(operation.key)
-        except Exception:  # noqa: BLE001 - it doesn't know its nodes yet, or none has the slot
-            node = None
+        node = self._find_node(operation)
+        if node is None:
+            return self._unrouted.submit(operation, size, droppable=droppable)
         server = self._servers.get(node)
         if server is None:
-            connections = None if node is None or not hasattr(node, "release") else _Node(node)
+            connections = _Node(node) if hasattr(node, "release") else None
             server = self._servers[node] = _Server(self._client, connections, self._timeout)
         elif isinstance(server.connections, _Node):
             server.connections.node = node
         return server.submit(operation, size, droppable=droppable)
 
+    def _find_node(self, operation: _Operation) -> Any:
+        try:
+            return self._client.get_node_from_key(operation.key)
+        except Exception:  # noqa: BLE001 - it doesn't know its nodes yet, or none has the slot
+            return None
+
+    async def _route(self, operations: list[_Operation]) -> list[Any]:
+        await self._client.initialize()
+        return await asyncio.gather(
+            *(
+                self.submit(operation)
+                if self._find_node(operation)
+                else operation.ask(self._client)
+                for operation in operations
+            ),
+            return_exceptions=True,
+        )
+
     async def finish(self) -> None:
+        await self._unrouted.finish()
         for server in list(self._servers.values()):
             await server.finish()
 

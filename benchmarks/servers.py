@@ -8,7 +8,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 HOST = "127.0.0.1"
@@ -37,9 +38,73 @@ def redis(*options: str, port: int | None = None) -> Iterator[Server]:
     """Run a Redis server that keeps nothing on disk."""
     with tempfile.TemporaryDirectory() as folder:
         port = port or free_port()
-        command = ["--bind", HOST, "--port", str(port), "--save", "", "--dir", folder, *options]
+        command = ["--bind", HOST, "--port", str(port), "--save", "", "--dir", folder]
+        command += ["--repl-diskless-sync-delay", "0", *options]
         with _run("redis-server", "redis-server", command, port) as server:
             yield server
+
+
+@contextlib.contextmanager
+def redis_cluster() -> Iterator[list[Server]]:
+    """Run a Redis Cluster: three primaries, and at the end of the list a replica of the first."""
+    options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "500"]
+    with contextlib.ExitStack() as stack:
+        nodes, bus_ports = [], []
+        for _ in range(4):
+            bus_ports.append(str(free_port()))
+            port_options = [*options, "--cluster-port", bus_ports[-1]]
+            nodes.append(stack.enter_context(redis(*port_options)))
+        first, *_, replica = nodes
+        for node, slots in zip(nodes, ((0, 5460), (5461, 10922), (10923, 16383)), strict=False):
+            _ask(node, "CLUSTER ADDSLOTSRANGE", *slots)
+        for node, bus_port in zip(nodes[1:], bus_ports[1:], strict=True):
+            _ask(first, "CLUSTER MEET", HOST, node.port, bus_port)
+        for node in nodes:
+            _wait_until(lambda node=node: b"cluster_known_nodes:4" in _ask(node, "CLUSTER INFO"))
+        _ask(replica, "CLUSTER REPLICATE", _ask(first, "CLUSTER MYID").decode().strip())
+        _wait_until(lambda: b"master_link_status:up" in _ask(replica, "INFO replication"))
+        for node in nodes:
+            _wait_until(lambda node=node: b"cluster_state:ok" in _ask(node, "CLUSTER INFO"))
+        yield nodes
+
+
+@contextlib.contextmanager
+def redis_sentinel(name: str = "sessions") -> Iterator[tuple[Server, Server, Server]]:
+    """Run a primary and a replica, and a Sentinel that watches the two by the given name."""
+    with contextlib.ExitStack() as stack:
+        primary = stack.enter_context(redis())
+        replica = stack.enter_context(redis("--replicaof", f"{HOST} {primary.port}"))
+        _wait_until(lambda: b"master_link_status:up" in _ask(replica, "INFO replication"))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        settings = folder / "sentinel.conf"
+        port = free_port()
+        settings.write_text(
+            f"bind {HOST}\nport {port}\ndir {folder}\n"
+            f"sentinel monitor {name} {HOST} {primary.port} 1\n"
+            f"sentinel down-after-milliseconds {name} 300\n"
+            f"sentinel failover-timeout {name} 3000\n"
+        )
+        command = [str(settings), "--sentinel"]
+        sentinel = stack.enter_context(_run("redis-server", "redis-server", command, port))
+        _wait_until(lambda: b"slaves=1" in _ask(sentinel, "INFO sentinel"))
+        yield primary, replica, sentinel
+
+
+def _ask(server: Server, command: str, *arguments: object) -> bytes:
+    """Send a Redis server one command, and return the reply as it comes."""
+    words = [*command.split(), *map(str, arguments)]
+    with socket.create_connection((HOST, server.port), 5) as connection:
+        connection.sendall(f"{' '.join(words)}\r\n".encode())
+        reply = connection.recv(2**16)
+    return reply.partition(b"\r\n")[2] if reply.startswith(b"$") else reply
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise RuntimeError("The servers did not find each other")
+        time.sleep(0.02)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,269 @@
+"""RedisStorage on a cluster, behind Sentinel, over TLS and a unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import gc
+import ipaddress
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from redis import exceptions
+from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import ConstantBackoff, NoBackoff
+
+from aiohttp_session.redis_storage import RedisStorage
+from benchmarks import servers
+from benchmarks.servers import HOST, Server
+
+KEYS = [f"key{i}" for i in range(60)]
+
+
+@pytest.fixture(autouse=True)
+async def complaints() -> AsyncIterator[None]:
+    """No task may end with an exception that nobody sees."""
+    seen: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: seen.append(context))
+    yield
+    gc.collect()
+    assert seen == []
+
+
+async def check_verbs(storage: RedisStorage) -> None:
+    await asyncio.gather(*(storage.create(key, key.encode(), 60) for key in KEYS))
+    assert await asyncio.gather(*map(storage.read, KEYS)) == [key.encode() for key in KEYS]
+    assert await storage.update(KEYS[0], b"2", 60)
+    assert await storage.swap(KEYS[0], b"2", b"3", 60)
+    assert not await storage.swap(KEYS[0], b"2", b"4", 60)
+    await asyncio.gather(*map(storage.delete, KEYS[:10]))
+    assert await asyncio.gather(*map(storage.read, KEYS[:10])) == [None] * 10
+    assert not await storage.update(KEYS[0], b"5", 60)
+    await storage.finish()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[list[Server]]:
+    with servers.redis_cluster() as nodes:
+        yield nodes
+
+
+@pytest.mark.parametrize("decode_responses", [False, True])
+async def test_the_verbs_work_on_a_cluster(cluster: list[Server], decode_responses: bool) -> None:
+    client: Any = RedisCluster(host=HOST, port=cluster[1].port, decode_responses=decode_responses)
+    storage = RedisStorage(client)
+    await check_verbs(storage)
+    await check_verbs(storage)
+    await client.aclose()
+
+
+async def test_a_batch_is_split_by_the_owners_of_its_keys(
+    cluster: list[Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client: Any = RedisCluster(host=HOST, port=cluster[0].port)
+    storage = RedisStorage(client)
+    await client.initialize()
+    monkeypatch.setattr(client, "execute_command", None)  # what each operation alone would use
+    await check_verbs(storage)
+    monkeypatch.undo()
+    for node in client.get_primaries():
+        assert 1 <= len(node._connections) <= 4
+        assert len(node._free) == len(node._connections)
+    await client.aclose()
+
+
+async def test_a_slot_that_moved_is_found_again(cluster: list[Server]) -> None:
+    client: Any = RedisCluster(host=HOST, port=cluster[0].port)
+    storage = RedisStorage(client)
+    await check_verbs(storage)
+    for slots in client.nodes_manager.slots_cache.values():
+        slots[:] = [client.get_primaries()[0]]  # as if all slots had once been of this node
+    await check_verbs(storage)
+    await client.aclose()
+
+
+async def test_a_cluster_record_of_another_type_harms_only_its_own_request(
+    cluster: list[Server],
+) -> None:
+    client: Any = RedisCluster(host=HOST, port=cluster[0].port)
+    storage = RedisStorage(client)
+    await client.lpush("{a}list", "x")
+    await storage.create("{a}k", b"1", 60)
+    loads = asyncio.gather(storage.read("{a}k"), storage.read("{a}list"), return_exceptions=True)
+    record, error = await loads
+    assert record == b"1"
+    assert isinstance(error, exceptions.ResponseError)
+    assert "WRONGTYPE" in str(error)
+    await client.delete("{a}list")
+    await client.aclose()
+
+
+async def run_through_a_failover(
+    storage: RedisStorage,
+    primary: Server,
+    fail: Callable[[], object],
+    is_safe: Callable[[str], bool] = lambda key: False,
+) -> None:
+    """Load and save all the time while a server fails, until all work again."""
+    recovered: set[str] = set()
+    failed_at = 0.0
+    problems: list[object] = []
+
+    async def visitor(key: str) -> None:
+        while len(recovered) < len(KEYS):
+            begun = time.monotonic()
+            try:
+                record = await storage.read(key)
+                if record != key.encode():
+                    problems.append((key, record))
+                if not await storage.update(key, key.encode(), 60):
+                    problems.append((key, "lost"))
+                if failed_at and begun > failed_at + 0.5:
+                    recovered.add(key)
+            except (exceptions.RedisError, TimeoutError) as error:
+                if is_safe(key):
+                    problems.append((key, error))
+                if time.monotonic() - begun > 2 * storage._timeout + 1:
+                    problems.append((key, "took too long", time.monotonic() - begun))
+            await asyncio.sleep(0.02)
+
+    await asyncio.gather(*(storage.create(key, key.encode(), 60) for key in KEYS))
+    visitors = asyncio.gather(*map(visitor, KEYS))
+    await asyncio.sleep(0.3)
+    assert problems == []
+    assert servers._ask(primary, "WAIT 1 4000") == b":1\r\n"  # the replica has it all
+    fail()
+    failed_at = time.monotonic()
+    await asyncio.wait_for(visitors, 40)
+    assert problems == []
+    reads = await asyncio.gather(*map(storage.read, KEYS))
+    assert reads == [key.encode() for key in KEYS]
+    await storage.finish()
+
+
+async def test_a_node_fails_over_under_load() -> None:
+    with servers.redis_cluster() as nodes:
+        client: Any = RedisCluster(
+            host=HOST,
+            port=nodes[1].port,
+            retry=Retry(ConstantBackoff(0.1), 10),
+            socket_connect_timeout=1,
+        )
+        await client.initialize()
+        doomed = {key for key in KEYS if client.keyslot(key) <= 5460}
+        assert 0 < len(doomed) < len(KEYS)
+        storage = RedisStorage(client, timeout=3)
+        await run_through_a_failover(
+            storage, nodes[0], nodes[0].process.kill, lambda key: key not in doomed
+        )
+        await client.aclose()
+
+
+async def test_sentinel_fails_over_under_load() -> None:
+    with servers.redis_sentinel("sessions") as (primary, _, sentinel):
+        manager: Any = Sentinel([(HOST, sentinel.port)])
+        client = manager.master_for("sessions", retry=Retry(ConstantBackoff(0.1), 3))
+        storage = RedisStorage(client, timeout=3)
+        await check_verbs(storage)
+        await run_through_a_failover(storage, primary, primary.process.kill)
+        assert len(client.connection_pool._in_use_connections) == 0
+        await client.aclose()
+        for node in manager.sentinels:
+            await node.aclose()
+
+
+async def test_a_primary_that_became_a_replica_is_left_for_the_new_one() -> None:
+    with servers.redis_sentinel("sessions") as (primary, _, sentinel):
+        manager: Any = Sentinel([(HOST, sentinel.port)])
+        client = manager.master_for("sessions", retry=Retry(ConstantBackoff(0.1), 20))
+        storage = RedisStorage(client)
+        await run_through_a_failover(
+            storage, primary, lambda: servers._ask(sentinel, "SENTINEL FAILOVER", "sessions")
+        )
+        await client.aclose()
+        for node in manager.sentinels:
+            await node.aclose()
+
+
+def make_certificate(folder: Path) -> dict[str, Path]:
+    """Write a certificate for `HOST`, signed by itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "redis")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(HOST))]), False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    paths = {"cert": folder / "cert.pem", "key": folder / "key.pem"}
+    paths["cert"].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    paths["key"].write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return paths
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+async def test_tls_with_an_acl_user(tmp_path: Path, protocol: int) -> None:
+    paths = make_certificate(tmp_path)
+    port = servers.free_port()
+    options = ["--tls-port", str(port), "--tls-auth-clients", "no"]
+    options += ["--tls-cert-file", str(paths["cert"]), "--tls-key-file", str(paths["key"])]
+    options += ["--user", "web", "on", ">secret", "~key*", "+get", "+set", "+del", "+eval"]
+    options += ["--user", "default", "off"]
+    with servers.redis(*options):
+        client: Any = Redis(
+            host=HOST,
+            port=port,
+            ssl=True,
+            ssl_ca_certs=str(paths["cert"]),
+            username="web",
+            password="secret",
+            protocol=protocol,
+        )
+        storage = RedisStorage(client)
+        await check_verbs(storage)
+        with pytest.raises(exceptions.NoPermissionError):
+            await storage.read("other")
+        large = b"x" * 500_000
+        await storage.create("key", large, None)
+        assert await asyncio.gather(*(storage.read("key") for _ in range(5))) == [large] * 5
+        await client.aclose()
+        stranger: Any = Redis(
+            host=HOST,
+            port=port,
+            ssl=True,
+            ssl_ca_certs=str(paths["cert"]),
+            retry=Retry(NoBackoff(), 0),
+        )
+        with pytest.raises(exceptions.AuthenticationError):
+            await RedisStorage(stranger).read("key")
+        await stranger.aclose()
+
+
+async def test_a_unix_socket(tmp_path: Path) -> None:
+    path = tmp_path / "redis.sock"
+    with servers.redis("--unixsocket", str(path)):
+        client: Any = Redis(unix_socket_path=str(path))
+        await check_verbs(RedisStorage(client))
+        await client.aclose()
