@@ -195,6 +195,8 @@ class _Server:
         return replies
 
     async def _exchange(self, connection: Any, operations: list[_Operation]) -> list[Any]:
+        if not connection.is_connected:  # of a node; a pool connects it
+            await connection.connect()
         packed = b"".join([operation.packed for operation in operations])
         limit = connection.socket_timeout
         if connection.health_check_interval or (limit is not None and limit < self._timeout):
@@ -264,14 +266,7 @@ class _Node:
         self.limit: int = node.max_connections
 
     async def acquire(self) -> Any:
-        connection = self.node.acquire_connection()
-        if not connection.is_connected:
-            try:
-                await connection.connect()
-            except BaseException:
-                self.node.release(connection)
-                raise
-        return connection
+        return self.node.acquire_connection()
 
     async def release(self, connection: Any) -> None:
         self.node.release(connection)

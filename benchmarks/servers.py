@@ -8,7 +8,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,15 +56,15 @@ def redis_cluster() -> Iterator[list[Server]]:
             nodes.append(stack.enter_context(redis(*port_options)))
         first, *_, replica = nodes
         for node, slots in zip(nodes, ((0, 5460), (5461, 10922), (10923, 16383)), strict=False):
-            _ask(node, "CLUSTER ADDSLOTSRANGE", *slots)
+            ask(node, "CLUSTER ADDSLOTSRANGE", *slots)
         for node, bus_port in zip(nodes[1:], bus_ports[1:], strict=True):
-            _ask(first, "CLUSTER MEET", HOST, node.port, bus_port)
+            ask(first, "CLUSTER MEET", HOST, node.port, bus_port)
         for node in nodes:
-            _wait_until(lambda node=node: b"cluster_known_nodes:4" in _ask(node, "CLUSTER INFO"))
-        _ask(replica, "CLUSTER REPLICATE", _ask(first, "CLUSTER MYID").decode().strip())
-        _wait_until(lambda: b"master_link_status:up" in _ask(replica, "INFO replication"))
+            _wait_for_reply(node, "CLUSTER INFO", b"cluster_known_nodes:4")
+        ask(replica, "CLUSTER REPLICATE", ask(first, "CLUSTER MYID").decode().strip())
+        _wait_for_reply(replica, "INFO replication", b"master_link_status:up")
         for node in nodes:
-            _wait_until(lambda node=node: b"cluster_state:ok" in _ask(node, "CLUSTER INFO"))
+            _wait_for_reply(node, "CLUSTER INFO", b"cluster_state:ok")
         yield nodes
 
 
@@ -74,7 +74,7 @@ def redis_sentinel(name: str = "sessions") -> Iterator[tuple[Server, Server, Ser
     with contextlib.ExitStack() as stack:
         primary = stack.enter_context(redis())
         replica = stack.enter_context(redis("--replicaof", f"{HOST} {primary.port}"))
-        _wait_until(lambda: b"master_link_status:up" in _ask(replica, "INFO replication"))
+        _wait_for_reply(replica, "INFO replication", b"master_link_status:up")
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         settings = folder / "sentinel.conf"
         port = free_port()
@@ -86,11 +86,11 @@ def redis_sentinel(name: str = "sessions") -> Iterator[tuple[Server, Server, Ser
         )
         command = [str(settings), "--sentinel"]
         sentinel = stack.enter_context(_run("redis-server", "redis-server", command, port))
-        _wait_until(lambda: b"slaves=1" in _ask(sentinel, "INFO sentinel"))
+        _wait_for_reply(sentinel, "INFO sentinel", b"slaves=1")
         yield primary, replica, sentinel
 
 
-def _ask(server: Server, command: str, *arguments: object) -> bytes:
+def ask(server: Server, command: str, *arguments: object) -> bytes:
     """Send a Redis server one command, and return the reply as it comes."""
     words = [*command.split(), *map(str, arguments)]
     with socket.create_connection((HOST, server.port), 5) as connection:
@@ -99,11 +99,11 @@ def _ask(server: Server, command: str, *arguments: object) -> bytes:
     return reply.partition(b"\r\n")[2] if reply.startswith(b"$") else reply
 
 
-def _wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
+def _wait_for_reply(server: Server, command: str, text: bytes) -> None:
+    deadline = time.monotonic() + 20
+    while text not in ask(server, command):
         if time.monotonic() > deadline:
-            raise RuntimeError("The servers did not find each other")
+            raise RuntimeError(f"{command} of a Redis server does not come to {text.decode()}")
         time.sleep(0.02)
 
 
