@@ -8,7 +8,7 @@ import re
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 from aiohttp import web
@@ -25,7 +25,7 @@ from tests.conftest import Clock
 README = Path(__file__).parents[1] / "README.rst"
 BLOCK = re.compile(r"^\.\. code-block:: python\n\n((?:(?:    .*)?\n)+)", re.MULTILINE)
 
-Client = TestClient[Any, Any]
+Client: TypeAlias = "TestClient[Any, Any]"
 MakeClient = Callable[..., Any]
 
 
