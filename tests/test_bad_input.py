@@ -72,15 +72,15 @@ def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+def is_seen(storage: Any, cookie: str) -> bool:
+    return storage.load_cookie(contract.make_request(f"{NAME}={cookie}")) is not None
+
+
 class BadInput:
     """Tests that hold for every storage."""
 
     def make(self, cls: type[Any] | None = None, **options: Any) -> Any:
         raise NotImplementedError
-
-    def logs_garbage(self, storage: Any) -> bool:
-        """Tell whether a cookie that can't be read is worth a warning."""
-        return isinstance(storage, CookieStorage)
 
     @pytest.mark.parametrize("cookie", GARBAGE.values(), ids=GARBAGE)
     @pytest.mark.parametrize("max_age", [None, 100])
@@ -92,7 +92,9 @@ class BadInput:
         session = await browser.load()
         assert session == {}
         assert (session.new, session.identity) == (True, None)
-        assert len(messages(caplog)) == self.logs_garbage(storage)
+        # An unknown id is nothing odd, and aiohttp before 3.13 hides some cookies.
+        odd = isinstance(storage, CookieStorage) and is_seen(storage, cookie)
+        assert len(messages(caplog)) == int(odd)
         assert "swordfish" not in caplog.text
         assert len(cookie) < 4 or cookie not in caplog.text
         await browser.set(a=1)
@@ -162,7 +164,7 @@ class BadIds(BadInput):
         assert (session.new, session.identity) == (True, None)
         await browser.do(lambda session: session.invalidate())
         assert calls == []
-        assert browser.cookie is None
+        assert browser.cookie is None or not is_seen(storage, identity)
         assert messages(caplog) == []
 
     async def test_the_store_is_asked_for_a_possible_id(
@@ -251,7 +253,7 @@ class Sealed(BadInput):
         session = await browser.load()
         assert session == {}
         assert session.new
-        assert len(messages(caplog)) == 1
+        assert len(messages(caplog)) == is_seen(storage, browser.cookie)
         assert "swordfish" not in caplog.text
 
     async def test_a_cookie_of_another_key_is_a_fresh_session(

@@ -503,5 +503,5 @@ async def test_a_storage_that_fails_while_an_http_exception_is_raised() -> None:
 
 async def test_a_request_may_be_loaded_by_hand() -> None:
     storage = SimpleCookieStorage()
-    session = await storage.load_session(make_request(f'{NAME}={{"session":{{"a":1}}}}'))
+    session = await storage.load_session(make_request(f'{NAME}="{{\\"session\\":{{\\"a\\":1}}}}"'))
     assert session == {"a": 1}

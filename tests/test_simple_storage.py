@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from aiohttp_session import SimpleCookieStorage
+from aiohttp_session._core import quote
 from tests.conftest import Clock
 from tests.contract import NAME, Browser, Simple, StorageContract
 
@@ -33,7 +34,6 @@ async def test_an_emptied_session_is_written_as_an_empty_object() -> None:
     ("cookie", "items", "new", "created"),
     [
         ('{"created": 1600000000, "session": {"a": 1}}', {"a": 1}, False, 1_600_000_000),
-        ('"{\\"created\\": 1600000000\\054 \\"session\\": {}}"', {}, False, 1_600_000_000),
         ('{"session":{"a":[1,{}]},"more":[]}', {"a": [1, {}]}, False, 1_700_000_000),
         ('{"session":null}', {}, False, 1_700_000_000),
         ('{"created":null,"session":{"a":1}}', {"a": 1}, False, 1_700_000_000),
@@ -45,7 +45,7 @@ async def test_an_emptied_session_is_written_as_an_empty_object() -> None:
 async def test_cookies_of_others_are_read(
     cookie: str, items: Any, new: bool, created: int, clock: Clock
 ) -> None:
-    session = await Browser(SimpleCookieStorage(), cookie).load()
+    session = await Browser(SimpleCookieStorage(), quote(cookie)).load()
     if items is not None:
         assert session == items
     else:
