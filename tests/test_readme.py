@@ -173,6 +173,12 @@ async def test_several_sessions(aiohttp_client: AiohttpClient, example: dict[str
         assert list(response.cookies) == ["AIOHTTP_SESSION"]
 
 
+async def test_the_test_of_an_application_passes(
+    aiohttp_client: AiohttpClient, example: dict[str, Any]
+) -> None:
+    await example["test_log_out"](aiohttp_client)
+
+
 @pytest.mark.parametrize("name", ["SignedCookieStorage", "DictStorage"])
 async def test_a_storage_of_your_own(visit: MakeClient, example: dict[str, Any], name: str) -> None:
     storage = example[name](b"secret" if name == "SignedCookieStorage" else {}, max_age=60)
