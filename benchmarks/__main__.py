@@ -19,7 +19,7 @@ from .cases import CASES, SERVERS, STORAGES, Case, Stores
 from .contenders import Contender, ContenderError
 
 _ERRORS = Console(stderr=True)
-_OUT = Console(width=None if sys.stdout.isatty() else 120)
+_OUT = Console(width=None if sys.stdout.isatty() else 140)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

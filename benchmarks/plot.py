@@ -17,6 +17,7 @@ def save(run: Run, path: Path) -> None:
 
     mpl.use("svg")
     mpl.rcParams["svg.hashsalt"] = "benchmarks"  # the same results give the same file
+    mpl.rcParams["svg.fonttype"] = "none"  # text stays text
     from matplotlib import patches  # noqa: PLC0415
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
