@@ -40,12 +40,10 @@ _TIME = struct.Struct(">Q")
 
 # base64's own functions for the urlsafe alphabet take three times as long.
 _TO_URLSAFE = bytes.maketrans(b"+/", b"-_")
-_URLSAFE = (string.ascii_letters + string.digits + "-_").encode()
-_FROM_URLSAFE = bytes(
-    ord({"-": "+", "_": "/"}.get(chr(code), chr(code))) if code in _URLSAFE else ord("=")
-    for code in range(256)
-)
-_ENDS = {0: _URLSAFE.decode(), 2: "AQgw", 3: "AEIMQUYcgkosw048"}
+# By the length of a text modulo 4: how it may end, for the bits beyond the last byte to be zero.
+_ENDS = (frozenset(string.ascii_letters + string.digits + "-_"), frozenset(""),
+         frozenset("AQgw"), frozenset("AEIMQUYcgkosw048"))  # fmt: skip
+_PADDING = ("", "", "==", "=")
 
 
 class EncryptedCookieStorage(CookieStorage):
@@ -142,10 +140,10 @@ def _decode(text: str) -> bytes:
 
     :raises ValueError: for any other text.
     """
-    rest = len(text) % 4
-    if not text or text[-1] not in _ENDS.get(rest, ""):
+    rest = len(text) & 3
+    if text[-1:] not in _ENDS[rest] or "+" in text or "/" in text:
         raise ValueError("The text is no canonical base64")
-    data = a2b_base64(text.encode("ascii").translate(_FROM_URLSAFE) + b"=="[: 4 - rest])
+    data = a2b_base64(text.replace("-", "+").replace("_", "/") + _PADDING[rest])
     if len(data) != len(text) * 3 // 4:  # a2b_base64 skips what is not in its alphabet
         raise ValueError("The text is no urlsafe base64")
     return data
