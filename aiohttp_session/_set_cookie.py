@@ -11,6 +11,7 @@ from aiohttp import web
 
 from ._core import quote
 
+_PRINTABLE = bytes(range(ord(" "), ord("~") + 1))
 _EPOCH = "Thu, 01 Jan 1970 00:00:00 GMT"
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -44,18 +45,15 @@ class CookieWriter:
         cookies = response.cookies
         if not value:
             cookies.pop(name, None)
-        elif (
-            name in cookies
-            or value.__class__ is not str  # an id of another type, of a storage of somebody's own
-            or not (value.isascii() and value.isprintable())
-        ):
+        elif name in cookies or not _is_plain(value):
             response.set_cookie(name, value, **style.params)
             if style.partitioned:
                 coded = cookies[name].coded_value
-                cookies[name] = _WrittenMorsel(name, value, style, coded)
+                cookies[name] = _WrittenMorsel(name, value, coded, style)
             return len(cookies[name].OutputString())
-        morsel = cookies[name] = _WrittenMorsel(name, value, style)
-        return len(name) + len("=") + len(morsel.coded_value) + len(style.tail)
+        coded = quote(value)
+        cookies[name] = _WrittenMorsel(name, value, coded, style)
+        return len(name) + len("=") + len(coded) + len(style.tail)
 
     def _style(self, name: str, params: Mapping[str, Any], lifetime: float | str | None) -> _Style:
         second = int(time.time())
@@ -73,6 +71,16 @@ class CookieWriter:
         return style
 
 
+def _is_plain(value: Any) -> bool:
+    """Tell whether a value is one that any http.cookies takes; newer ones are stricter."""
+    # str.isprintable would take four times as long.
+    return (
+        value.__class__ is str  # else an id of another type, of a storage of somebody's own
+        and value.isascii()
+        and not value.encode().translate(None, _PRINTABLE)
+    )
+
+
 class _Style:
     """The attributes of a cookie, and the text that aiohttp writes for them."""
 
@@ -86,7 +94,7 @@ class _Style:
         if self.partitioned:
             self.attributes["partitioned"] = True
         self.tail = ""
-        self.tail = _WrittenMorsel(name, "v", self).write()[len(name) + len("=v") :]
+        self.tail = _WrittenMorsel(name, "v", "v", self).write()[len(name) + len("=v") :]
 
 
 class _WrittenMorsel(Morsel[str]):
@@ -97,9 +105,8 @@ class _WrittenMorsel(Morsel[str]):
 
     _written: tuple[str, str] | None = None  # as in copies, which don't know it
 
-    def __init__(self, name: str, value: str, style: _Style, coded: str | None = None) -> None:
+    def __init__(self, name: str, value: str, coded: str, style: _Style) -> None:
         dict.__init__(self, style.attributes)
-        coded = quote(value) if coded is None else coded
         self.__setstate__({"key": name, "value": value, "coded_value": coded})  # type: ignore[attr-defined]
         self._style = style
         self._written = (name, coded)
