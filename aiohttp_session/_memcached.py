@@ -179,6 +179,7 @@ class Link:
         try:
             yield
         finally:
+            self._shutdown_hook = None  # it holds the loop, which nothing here may keep alive
             self._close()
 
     def _close(self) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -296,6 +298,23 @@ def test_one_storage_serves_several_loops(memcached_server: Server) -> None:
     for each in threads:
         each.join()
     assert not failures
+
+
+@pytest.mark.parametrize("finish", [True, False])
+def test_a_loop_that_has_ended_is_forgotten(memcached_server: Server, finish: bool) -> None:
+    storage = MemcachedStorage(aiomcache.Client(HOST, memcached_server.port))
+    loops = []
+
+    async def serve() -> None:
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        await storage.create("k", b"1", None)
+        if finish:
+            await storage.finish()
+
+    for _ in range(3):
+        asyncio.run(serve())
+    gc.collect()
+    assert [loop() for loop in loops] == [None] * 3
 
 
 def test_uvloop(memcached_server: Server) -> None:
