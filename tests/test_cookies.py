@@ -261,6 +261,26 @@ def test_control_characters_on_a_python_whose_morsels_refuse_them(
     assert found == expected
 
 
+@pytest.mark.parametrize("header", ["N=x", "a=b; N=x", "N", "a=b", "a b; N=x"])
+def test_with_an_aiohttp_of_another_parser_its_cookies_are_taken(
+    header: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "_PARSER_IS_KNOWN", False)
+    found, expected = look_up(header)
+    assert found == expected
+
+
+def test_a_foreign_cookie_that_an_old_aiohttp_chokes_on_is_no_cookie(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def cookies(request: web.Request) -> None:
+        raise CookieError("Illegal key 'a b'")
+
+    monkeypatch.setattr(storage, "_PARSER_IS_KNOWN", False)
+    monkeypatch.setattr(web.BaseRequest, "cookies", property(cookies))
+    assert SimpleCookieStorage(cookie_name="N").load_cookie(make_request("N=x")) is None
+
+
 @pytest.mark.parametrize("byte", [0x01, 0x09, 0x1F, 0x20, 0x22, 0x5C, 0x7F, 0x80, 0xA0, 0xE4, 0xFF])
 async def test_odd_bytes_over_the_wire(byte: int) -> None:
     looked_up = []

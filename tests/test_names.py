@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import inspect
 import logging
 import subprocess
 import sys
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,7 +19,7 @@ from nacl.secret import SecretBox
 from redis.asyncio import Redis
 
 import aiohttp_session
-from aiohttp_session import AbstractStorage, Session, SimpleCookieStorage
+from aiohttp_session import AbstractStorage, Session, SimpleCookieStorage, _session_py
 from aiohttp_session import redis_storage as redis_module
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from aiohttp_session.log import log
@@ -232,3 +235,44 @@ def test_the_package_itself_needs_no_extra(code: str) -> None:
     script = f"import sys; {code}; print([m for m in {extras!r} if m in sys.modules])"
     command = [sys.executable, "-W", "error", "-c", script]
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "[]\n"
+
+
+# The switch
+
+
+@pytest.fixture
+def load_switch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
+    """Load the switch anew, as if there were only these extensions."""
+
+    def load(*extensions: str) -> ModuleType:
+        monkeypatch.delenv("AIOHTTP_SESSION_NO_EXTENSIONS", raising=False)
+        for name in ("_cookies", "_payload", "_session"):
+            twin = importlib.import_module(f"aiohttp_session.{name}_py")
+            monkeypatch.delattr(aiohttp_session, f"{name}_c", raising=False)
+            there = twin if name in extensions else None
+            monkeypatch.setitem(sys.modules, f"aiohttp_session.{name}_c", there)
+        spec = importlib.util.find_spec("aiohttp_session._core")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+def test_all_extensions_are_used(load_switch: Callable[..., ModuleType]) -> None:
+    assert load_switch("_cookies", "_payload", "_session").IMPLEMENTATION == "cython"
+
+
+def test_no_extensions_are_no_matter(load_switch: Callable[..., ModuleType]) -> None:
+    switch = load_switch()
+    assert switch.IMPLEMENTATION == "python"
+    assert switch.Session is _session_py.Session
+
+
+def test_half_of_the_extensions_are_worth_a_warning(
+    load_switch: Callable[..., ModuleType],
+) -> None:
+    with pytest.warns(RuntimeWarning, match="runs in pure Python, since its extensions can't be"):
+        assert load_switch("_cookies", "_session").IMPLEMENTATION == "python"

@@ -403,6 +403,10 @@ def test_a_value_that_occurs_twice_is_no_circle() -> None:
         encode({"session": {"a": shared, "b": [shared, shared], "c": {1}}})
 
 
+def test_an_integer_of_too_many_digits_is_refused_as_by_json() -> None:
+    assert by_codec([10**5000]) == by_json([10**5000]) == ("error", ValueError)
+
+
 def test_a_refused_value_does_not_show_in_the_message() -> None:
     with pytest.raises(TypeError) as caught:
         encode({"session": {"password": b"swordfish"}})

@@ -319,6 +319,17 @@ def test_a_circle_is_a_change_like_another() -> None:
     assert session._needs_save()
 
 
+def test_a_change_that_is_too_deep_to_look_into() -> None:
+    session = make({"a": []})
+    deepest = session["a"]
+    for _ in range(100_000):
+        deepest.append([])
+        deepest = deepest[0]
+    assert session._needs_save()
+    while session["a"]:  # or its end would be too deep as well
+        session["a"][:] = session["a"].pop()
+
+
 def test_a_save_starts_over() -> None:
     session = make({"a": [1]})
     session["a"].append(2)
