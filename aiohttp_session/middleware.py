@@ -22,9 +22,7 @@ STORAGE_KEY = "aiohttp_session_storage"
 """Where a request keeps the storage of its session."""
 
 # Other people's middleware reads these keys, so str they stay; aiohttp 3.14 advises otherwise.
-if hasattr(web, "NotAppKeyWarning"):
-    warnings.filterwarnings("ignore", category=web.NotAppKeyWarning, module=__name__)
-
+warnings.filterwarnings("ignore", "It is recommended to use web", module=__name__)
 
 _STARTED_KEY = "aiohttp_session_started"  # set when a streamed response has sent its headers
 

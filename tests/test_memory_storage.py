@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from aiohttp import web
 
+from aiohttp_session import Session, get_session
 from aiohttp_session.memory_storage import MemoryStorage
 from tests.conftest import Clock
-from tests.contract import Browser, Memory, ServerContract
+from tests.contract import NAME, Browser, Memory, ServerContract
 
 
 class TestMemoryStorage(Memory, ServerContract):
@@ -99,3 +101,44 @@ async def test_what_is_stored_is_a_copy() -> None:
     items.append(2)
     (await browser.load())["items"].append(3)
     assert await browser.load() == {"items": [1]}
+
+
+async def test_a_session_that_is_deleted_while_it_gets_a_new_id_stays_deleted() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        session = await get_session(request)
+        session.regenerate_id()
+        session["b"] = 2
+        await storage.delete(f"{NAME}_{session.identity}")
+        return web.Response()
+
+    storage = MemoryStorage(on_conflict="merge")
+    browser = Browser(storage)
+    await browser.set(a=1)
+    await browser.visit(handler)
+    assert len(storage) == 0
+    assert await browser.load() == {}
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "kept"), [(7, 5, 7), (None, 5, 5), (7, None, 7), (None, None, 100)]
+)
+async def test_a_merge_keeps_the_max_age_that_was_set_last(
+    here: int | None, there: int | None, kept: int
+) -> None:
+    def put(session: Session, key: str, max_age: int | None) -> None:
+        session[key] = 1
+        if max_age is not None:
+            session.max_age = max_age
+
+    async def handler(request: web.Request) -> web.Response:
+        put(await get_session(request), "here", here)
+        await Browser(storage, browser.cookie).do(lambda session: put(session, "there", there))
+        return web.Response()
+
+    storage = MemoryStorage(on_conflict="merge", max_age=100)
+    browser = Browser(storage)
+    await browser.set(a=1)
+    await browser.visit(handler)
+    session = await browser.load()
+    assert session == {"a": 1, "here": 1, "there": 1}
+    assert session.max_age == kept

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientError, web
 from aiohttp.test_utils import make_mocked_request
 from pytest_aiohttp.plugin import AiohttpClient
 
@@ -343,6 +343,52 @@ async def test_the_middleware_alone_saves_no_stream_and_no_websocket(
     async with client.ws_connect("/websocket") as socket:
         await socket.receive()
     assert storage.saved == []
+
+
+async def test_a_stream_takes_whatever_cookie_the_storage_sets(
+    aiohttp_client: AiohttpClient,
+) -> None:
+    class Own:
+        _changed = True
+
+    class NoCookie(OwnStorage):
+        def save_cookie(self, *args: Any, **options: Any) -> None:
+            pass
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        request[SESSION_KEY] = Own()
+        response = web.StreamResponse()
+        await response.prepare(request)
+        del request[SESSION_KEY]
+        return response
+
+    for storage, cookies in ((OwnStorage(), 1), (NoCookie(), 0)):
+        app = web.Application()
+        setup(app, storage)
+        app.router.add_get("/", handler)
+        client = await aiohttp_client(app)
+        async with client.get("/") as response:
+            assert len(response.headers.getall("Set-Cookie", [])) == cookies
+        assert len(storage.saved) == 1
+
+
+async def test_a_stream_that_its_client_leaves_saves_nothing_if_nothing_changed(
+    aiohttp_client: AiohttpClient,
+) -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        await get_session(request)
+        await web.StreamResponse().prepare(request)
+        raise asyncio.CancelledError
+
+    storage = OwnStorage()
+    app = web.Application()
+    setup(app, storage)
+    app.router.add_get("/", handler)
+    client = await aiohttp_client(app)
+    async with client.get("/") as response:
+        with pytest.raises(ClientError):
+            await response.read()
+    assert (storage.loads, storage.saved) == (1, [])
 
 
 async def test_other_peoples_middleware_may_save_the_session_itself() -> None:
