@@ -17,7 +17,7 @@ _Result = TypeVar("_Result")
 
 # An operation in the queue: itself, its future, its size, whether it may be dropped, and when it
 # came (loop time). A plain tuple, which is what there are most of.
-_Entry: TypeAlias = tuple[_Operation, "asyncio.Future[_Result]", int, bool, float]
+Entry: TypeAlias = tuple[_Operation, "asyncio.Future[_Result]", int, bool, float]
 
 
 class Batch(Generic[_Operation, _Result]):
@@ -53,11 +53,11 @@ class Batch(Generic[_Operation, _Result]):
         self._max_operations = max_operations
         self._max_bytes = max_bytes
         self._max_workers = max_workers
-        self._queue: deque[_Entry[_Operation, _Result]] = deque()
+        self._queue: deque[Entry[_Operation, _Result]] = deque()
         self._deadlines: dict[asyncio.Task[None], float] = {}  # of the workers
         self._expired: set[asyncio.Task[None]] = set()
         self._starting: asyncio.Task[None] | None = None  # is about to look at the queue
-        self._is_watched = False  # a timer is set for the next deadline
+        self._timer: asyncio.TimerHandle | None = None  # for the next deadline
 
     def submit(
         self, operation: _Operation, size: int = 0, *, droppable: bool = False
@@ -69,10 +69,14 @@ class Batch(Generic[_Operation, _Result]):
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[_Result] = loop.create_future()
-        self._queue.append((operation, future, size, droppable, loop.time()))
+        self.put((operation, future, size, droppable, loop.time()), loop)
+        return future
+
+    def put(self, entry: Entry[_Operation, _Result], loop: asyncio.AbstractEventLoop) -> None:
+        """Queue an operation that has its future, and perhaps a part of its time behind it."""
+        self._queue.append(entry)
         if self._starting is None and len(self._deadlines) < self._max_workers:
             self._start_worker(loop)
-        return future
 
     async def finish(self) -> None:
         """Wait until nothing is under way."""
@@ -83,16 +87,13 @@ class Batch(Generic[_Operation, _Result]):
         # The task begins in the next turn of the loop, and finds what arrived in this one.
         task = self._starting = loop.create_task(self._work(loop))
         task.add_done_callback(self._end_worker)
-        self._deadlines[task] = self._queue[0][4] + self._timeout
-        if not self._is_watched:
-            self._is_watched = True
-            loop.call_at(self._deadlines[task], self._expire, loop)
+        self._set_deadline(task, self._queue[0][4] + self._timeout, loop)
 
     async def _work(self, loop: asyncio.AbstractEventLoop) -> None:
         task: asyncio.Task[None] = self._starting  # type: ignore[assignment]
         self._starting = None
         while task not in self._expired and (chunk := self._take(loop)):
-            self._deadlines[task] = chunk[0][4] + self._timeout
+            self._set_deadline(task, chunk[0][4] + self._timeout, loop)
             if self._queue and self._starting is None and len(self._deadlines) < self._max_workers:
                 self._start_worker(loop)
             await self._run_chunk(chunk, task)
@@ -108,8 +109,8 @@ class Batch(Generic[_Operation, _Result]):
         elif self._queue and self._starting is None:
             self._start_worker(task.get_loop())
 
-    def _take(self, loop: asyncio.AbstractEventLoop) -> list[_Entry[_Operation, _Result]]:
-        chunk: list[_Entry[_Operation, _Result]] = []
+    def _take(self, loop: asyncio.AbstractEventLoop) -> list[Entry[_Operation, _Result]]:
+        chunk: list[Entry[_Operation, _Result]] = []
         queue = self._queue
         size = 0
         too_old = loop.time() - self._timeout
@@ -129,7 +130,7 @@ class Batch(Generic[_Operation, _Result]):
         return chunk
 
     async def _run_chunk(
-        self, chunk: list[_Entry[_Operation, _Result]], task: asyncio.Task[None]
+        self, chunk: list[Entry[_Operation, _Result]], task: asyncio.Task[None]
     ) -> None:
         try:
             results = await self._run([entry[0] for entry in chunk])
@@ -159,20 +160,25 @@ class Batch(Generic[_Operation, _Result]):
     def _timeout_error(self) -> TimeoutError:
         return TimeoutError(f"The session store did not answer within {self._timeout:g} seconds")
 
-    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Cancel the workers whose time is up, and come back for the next deadline.
+    def _set_deadline(
+        self, task: asyncio.Task[None], deadline: float, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        # One timer for all: one for each round trip would cost more than the rest of this file.
+        self._deadlines[task] = deadline
+        if self._timer is None or deadline < self._timer.when():
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = loop.call_at(deadline, self._expire, loop)
 
-        One timer for all: a timer for each round trip would cost more than the rest of this file.
-        """
+    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Cancel the workers whose time is up, and come back for the next deadline."""
         now = loop.time()
         for task, deadline in self._deadlines.items():
             if deadline <= now and task not in self._expired:
                 self._expired.add(task)
                 task.cancel()
         rest = [time for task, time in self._deadlines.items() if task not in self._expired]
-        self._is_watched = bool(rest)
-        if rest:
-            loop.call_at(min(rest), self._expire, loop)
+        self._timer = loop.call_at(min(rest), self._expire, loop) if rest else None
 
 
 class PerLoop(Generic[_T]):
@@ -196,6 +202,8 @@ class PerLoop(Generic[_T]):
         with self._lock:
             value = self._objects.get(loop)
             if value is None:
+                for other in [other for other in self._objects if other.is_closed()]:
+                    del self._objects[other]
                 value = self._objects[loop] = self._make()
             self._latest = ref(loop), value
         return value

@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from aiohttp_session import Session, get_session, setup
+from aiohttp_session import Session, _redis, get_session, setup
 from aiohttp_session.redis_storage import RedisStorage
 from benchmarks import servers
 from benchmarks.servers import HOST, Server
@@ -45,7 +45,10 @@ async def client(proxy: Proxy) -> AsyncIterator[Any]:
     client: Any = Redis(host=HOST, port=proxy.port, retry=NO_RETRY)
     await client.flushall()
     yield client
-    await asyncio.sleep(0)
+    for _ in range(500):
+        if not client.connection_pool._in_use_connections:
+            break
+        await asyncio.sleep(0.01)  # until a storage that is idle gives its connection back
     assert len(client.connection_pool._in_use_connections) == 0
     await client.aclose()
     gc.collect()
@@ -118,7 +121,7 @@ async def test_a_storm_of_cancelled_requests_harms_no_other(
 async def test_a_request_cancelled_in_mid_reply_leaves_no_reply_behind(
     proxy: Proxy, client: Any
 ) -> None:
-    storage = RedisStorage(client)
+    storage = RedisStorage(client, timeout=2)
     for user in ("a", "b"):
         await login(storage, user)
     proxy.hold()
@@ -133,7 +136,7 @@ async def test_a_request_cancelled_in_mid_reply_leaves_no_reply_behind(
 async def test_a_save_that_was_begun_is_finished_when_its_request_is_cancelled(
     proxy: Proxy, client: Any
 ) -> None:
-    storage = RedisStorage(client)
+    storage = RedisStorage(client, timeout=2)
     await login(storage, "a")
     session = await storage.load_session(request_of("a"))
     session["n"] = 1
@@ -147,7 +150,7 @@ async def test_a_save_that_was_begun_is_finished_when_its_request_is_cancelled(
 
 
 async def test_a_slow_request_does_not_bring_back_a_session_that_logged_out(client: Any) -> None:
-    storage = RedisStorage(client)
+    storage = RedisStorage(client, timeout=2)
     await login(storage, "a")
     slow = await storage.load_session(request_of("a"))
     logout = await storage.load_session(request_of("a"))
@@ -162,7 +165,7 @@ async def test_a_slow_request_does_not_bring_back_a_session_that_logged_out(clie
 
 
 async def test_logouts_and_slow_requests_in_any_order_leave_no_session(client: Any) -> None:
-    storage = RedisStorage(client)
+    storage = RedisStorage(client, timeout=2)
     choose = random.Random(3)
 
     async def race(user: str) -> None:
@@ -184,7 +187,7 @@ async def test_logouts_and_slow_requests_in_any_order_leave_no_session(client: A
 
 
 async def test_an_id_that_the_store_does_not_know_is_not_adopted(client: Any) -> None:
-    storage = RedisStorage(client)
+    storage = RedisStorage(client, timeout=2)
     session = await storage.load_session(request_of("planted"))
     session["n"] = 1
     response = await save(storage, session, "planted")
@@ -193,7 +196,7 @@ async def test_an_id_that_the_store_does_not_know_is_not_adopted(client: Any) ->
 
 
 async def test_a_refused_connection_is_the_clients_error(proxy: Proxy, client: Any) -> None:
-    storage = RedisStorage(client)
+    storage = RedisStorage(client, timeout=2)
     await login(storage, "a")
     await proxy.refuse()
     for verb in (
@@ -212,7 +215,7 @@ async def test_a_refused_connection_is_the_clients_error(proxy: Proxy, client: A
 
 
 async def test_a_stale_connection_harms_no_request(proxy: Proxy, client: Any) -> None:
-    storage = RedisStorage(client)
+    storage = RedisStorage(client, timeout=2)
     await login(storage, "a")
     for _ in range(5):
         await proxy.cut()
@@ -224,7 +227,7 @@ async def test_a_stale_connection_harms_no_request(proxy: Proxy, client: Any) ->
 async def test_a_connection_killed_in_mid_reply_harms_no_request(
     proxy: Proxy, client: Any, budget: int
 ) -> None:
-    storage = RedisStorage(client)
+    storage = RedisStorage(client, timeout=2)
     users = [f"user{i}" for i in range(20)]
     for user in users:
         await login(storage, user)
@@ -244,7 +247,7 @@ async def test_a_connection_killed_in_mid_reply_harms_no_request(
 
 
 async def test_replies_in_small_pieces_are_whole(proxy: Proxy, client: Any) -> None:
-    storage = RedisStorage(client)
+    storage = RedisStorage(client, timeout=2)
     proxy.fragment = 3
     for user in ("a", "b", "c"):
         await login(storage, user)
@@ -256,7 +259,7 @@ async def test_replies_in_small_pieces_are_whole(proxy: Proxy, client: Any) -> N
 async def test_a_reply_that_is_not_redis_is_the_clients_error(
     proxy: Proxy, client: Any, reply: bytes
 ) -> None:
-    storage = RedisStorage(client)
+    storage = RedisStorage(client, timeout=2)
     await login(storage, "a")
     proxy.fake_reply = reply
     with pytest.raises(exceptions.RedisError):
@@ -266,7 +269,7 @@ async def test_a_reply_that_is_not_redis_is_the_clients_error(
 
 
 async def test_a_loading_server_is_the_clients_error(proxy: Proxy, client: Any) -> None:
-    storage = RedisStorage(client)
+    storage = RedisStorage(client, timeout=2)
     await login(storage, "a")
     proxy.fake_reply = b"-LOADING Redis is loading the dataset in memory\r\n"
     with pytest.raises(exceptions.BusyLoadingError):
@@ -295,6 +298,73 @@ async def test_a_server_that_never_answers_is_a_timeout(
     await storage.finish()
     assert len(client.connection_pool._in_use_connections) == 0
     await client.aclose()
+
+
+async def test_a_connection_that_went_dead_is_replaced_within_the_timeout(
+    proxy: Proxy, client: Any
+) -> None:
+    storage = RedisStorage(client, timeout=1)
+    await login(storage, "a")
+    assert (await storage.load_session(request_of("a")))["user"] == "a"
+    dead = proxy.accepted
+    proxy.hold()
+    load = asyncio.ensure_future(storage.load_session(request_of("a")))
+    while proxy.accepted == dead:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    assert not load.done()
+    proxy.resume()
+    assert (await load)["user"] == "a"
+
+
+async def test_lines_that_are_left_lose_nothing(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_redis, "_LINE_AGE", 0)
+    storage = RedisStorage(client, timeout=0.5)
+    users = [f"user{i}" for i in range(20)]
+    for user in users:
+        await login(storage, user)
+    lines = set()
+    server = storage._batches.get()
+
+    async def visitor(user: str) -> None:
+        for _ in range(100):
+            assert (await storage.load_session(request_of(user)))["user"] == user
+            lines.add(server._line)
+            await asyncio.sleep(0.002)
+
+    await asyncio.gather(*map(visitor, users))
+    await storage.finish()
+    assert len(lines) > 3
+    assert len(client.connection_pool._available_connections) <= 5
+
+
+async def test_finish_waits_for_replies_that_are_due(proxy: Proxy, client: Any) -> None:
+    storage = RedisStorage(client, timeout=2)
+    await login(storage, "a")
+    proxy.request_delay = 0.05
+    deleted = asyncio.ensure_future(storage.delete("AIOHTTP_SESSION_a"))
+    await asyncio.sleep(0)
+    await storage.finish()
+    assert await client.dbsize() == 0
+    await deleted
+
+
+async def test_when_all_tasks_are_cancelled_the_storage_can_go_on(
+    proxy: Proxy, client: Any
+) -> None:
+    storage = RedisStorage(client, timeout=2)
+    await login(storage, "a")
+    proxy.request_delay = 0.05
+    load = storage._batches.get().submit(
+        _redis.Operation("k", _redis.pack(b"GET", b"k"), lambda client: client.get("k"))
+    )
+    await asyncio.sleep(0.01)
+    server = storage._batches.get()
+    server._line._task.cancel()
+    await asyncio.wait([load])
+    assert load.cancelled()
+    assert (await storage.load_session(request_of("a")))["user"] == "a"
 
 
 async def test_a_server_that_restarts_under_load_harms_no_request_after_it() -> None:
@@ -344,7 +414,7 @@ async def test_a_server_that_restarts_under_load_harms_no_request_after_it() -> 
 async def test_a_disk_that_fails_refuses_saves_but_no_loads() -> None:
     with servers.redis() as server:
         client: Any = Redis(host=HOST, port=server.port, retry=NO_RETRY)
-        storage = RedisStorage(client)
+        storage = RedisStorage(client, timeout=2)
         await login(storage, "a")
         session = await storage.load_session(request_of("a"))
         session["n"] = 1
@@ -365,7 +435,7 @@ async def test_a_disk_that_fails_refuses_saves_but_no_loads() -> None:
 async def test_cleanup_of_the_application_finishes_saves(
     proxy: Proxy, client: Any, aiohttp_client: AiohttpClient
 ) -> None:
-    storage = RedisStorage(client)
+    storage = RedisStorage(client, timeout=2)
     app = web.Application()
     setup(app, storage)
 
@@ -387,7 +457,7 @@ async def test_cleanup_of_the_application_finishes_saves(
 
 
 async def test_errors_hold_nothing_of_the_session(client: Any) -> None:
-    storage = RedisStorage(client)
+    storage = RedisStorage(client, timeout=2)
     await client.lpush("AIOHTTP_SESSION_secret", "x")
     with pytest.raises(exceptions.ResponseError) as caught:
         await storage.load_session(request_of("secret"))
