@@ -38,7 +38,7 @@ def find_cookie(header: str, name: str) -> str | bool | None:
 
     :param header: the first Cookie header of a request.
     :param name: the cookie's name.
-    :return: what ``request.cookies.get(name)`` returns in aiohttp 3.13.2 and later, or False when
+    :return: what ``request.cookies.get(name)`` returns in aiohttp 3.13.3 and later, or False when
         the header (or the name) has a shape that is left to aiohttp's own parser.
     """
     if not (header.isascii() and header.isprintable() and _is_name(name)):

@@ -65,7 +65,7 @@ def _is_plain(value: Any) -> bool:
     if kind is str or kind is bool or value is None:
         return True
     if kind is int:
-        return -0x8000_0000_0000_0000 <= value <= 0xFFFF_FFFF_FFFF_FFFF
+        return bool(-0x8000_0000_0000_0000 <= value <= 0xFFFF_FFFF_FFFF_FFFF)
     if kind is float:
         return bool(value - value == 0.0)  # false for NaN and the infinities
     try:

@@ -26,8 +26,8 @@ from .log import log
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-# The parser whose results find_cookie reproduces is that of aiohttp 3.13.2 and later.
-_PARSER_IS_KNOWN = tuple(map(int, re.findall(r"\d+", aiohttp.__version__)[:3])) >= (3, 13, 2)
+# The parser whose results find_cookie reproduces is that of aiohttp 3.13.3 and later.
+_PARSER_IS_KNOWN = tuple(map(int, re.findall(r"\d+", aiohttp.__version__)[:3])) >= (3, 13, 3)
 _COOKIE_LIMIT = 4096  # bytes: what a browser must keep at least (RFC 6265, 6.1)
 _KEY_LIMIT = 250  # bytes: memcached's
 _MERGE_ATTEMPTS = 100

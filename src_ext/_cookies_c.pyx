@@ -1,4 +1,5 @@
-# cython: language_level=3, binding=False, embedsignature=True, embedsignature.format=clinic
+# cython: language_level=3, binding=False, autotestdict=False
+# cython: embedsignature=True, embedsignature.format=clinic
 """Cookie text, in and out, compiled: one pass over the bytes. What is unusual is `_cookies_py`'s."""
 
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
@@ -54,7 +55,7 @@ def find_cookie(header, name):
 
     :param header: the first Cookie header of a request.
     :param name: the cookie's name.
-    :return: what ``request.cookies.get(name)`` returns in aiohttp 3.13.2 and later, or False when
+    :return: what ``request.cookies.get(name)`` returns in aiohttp 3.13.3 and later, or False when
         the header (or the name) has a shape that is left to aiohttp's own parser.
     """
     if not (type(header) is str and type(name) is str):

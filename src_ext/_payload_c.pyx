@@ -1,4 +1,5 @@
-# cython: language_level=3, binding=False, embedsignature=True, embedsignature.format=clinic
+# cython: language_level=3, binding=False, autotestdict=False
+# cython: embedsignature=True, embedsignature.format=clinic
 """Sessions as JSON text, compiled: what orjson does without loss is found in one walk over the
 value, or over the text; the rest is `_payload_py`'s.
 """

@@ -1,4 +1,5 @@
-# cython: language_level=3, binding=False, embedsignature=True, embedsignature.format=clinic
+# cython: language_level=3, binding=False, autotestdict=False
+# cython: embedsignature=True, embedsignature.format=clinic
 """The session, compiled: an extension type. What subclasses may override is `_session_py`'s way."""
 
 import copyreg

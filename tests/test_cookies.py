@@ -18,7 +18,7 @@ from aiohttp_session._core import find_cookie, quote
 from tests.contract import make_request
 
 needs_the_parser = pytest.mark.skipif(
-    not storage._PARSER_IS_KNOWN, reason="aiohttp before 3.13.2 has another parser"
+    not storage._PARSER_IS_KNOWN, reason="aiohttp before 3.13.3 has another parser"
 )
 TEXTS = settings(settings.get_profile("texts"))
 

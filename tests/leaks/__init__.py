@@ -1,0 +1,1 @@
+"""Programs that call one hot function a million times, each in a process of its own."""

@@ -1,0 +1,93 @@
+"""Run one hot function so often that a lost reference or buffer shows.
+
+python -m tests.leaks.watch NAME prints what it saw, and exits with 1 if there was a leak.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROUNDS = 10
+CALLS = 100_000  # in a round
+ALLOWED_BLOCKS = 50  # Python's own caches move a little
+ALLOWED_KIB = 1024
+
+LEAKED: list[object] = []
+
+
+def _cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
+    from aiohttp_session import _cookies_c, _payload_c, _session_c
+
+    data = {"created": 10**9, "session": {"a": [1, 2.5, {"b": (None, "x" * 50)}], "c": "d"}}
+    big = [2**70, float("nan")]
+
+    def use(data: Any) -> None:
+        session = _session_c.Session("id", data=data, new=False, max_age=10**10)
+        session["x"] = [1]
+        session.foreign = session  # type: ignore[attr-defined]  # a circle, for the collector
+        session.get("x"), session.pop("x", None), session.setdefault("y", {})
+        session.update({"z": 1})
+        session._needs_save()
+        session._was_saved()
+        session["a"].append(1)
+        session._needs_save()
+        session["a"].pop()
+        session.clear()
+        del session.foreign  # type: ignore[attr-defined]
+
+    return {
+        "find_cookie": (
+            _cookies_c.find_cookie,
+            [("a=1; N=xyz; b=2", "N"), (r'N="\"\054\303"; a', "N"), (r'N="\001"', "N"), ("é", "N")],
+        ),
+        "quote": (_cookies_c.quote, [("plain",), ('{"a": 1, "b": ";"}',), ("é",)]),
+        "encode": (_payload_c.encode, [(data,), ([1, (2,)],), (big,), ({1: object()},)]),
+        "dumps": (_payload_c.dumps, [(data,), (["é"],), ({"a": {1}},)]),
+        "decode": (_payload_c.decode, [(b'{"a":[1,2.5]}',), ('["x"]',), ("9" * 30,), (b"\xff",)]),
+        "session": (use, [(data,)]),
+        "broken": (LEAKED.append, [(bytearray(1),)]),  # shows that the watch can find a leak
+    }
+
+
+def watch(function: Callable[..., Any], cases: list[tuple[Any, ...]]) -> list[tuple[int, int, int]]:
+    """Return, for each round, the allocated blocks, references to the arguments, and KiB."""
+    seen = []
+    for _ in range(ROUNDS):
+        for _ in range(CALLS // len(cases)):
+            for arguments in cases:
+                with contextlib.suppress(TypeError, ValueError):
+                    function(*arguments)
+        gc.collect()
+        references = sum(sys.getrefcount(value) for case in cases for value in case)
+        seen.append((sys.getallocatedblocks(), references, _resident()))
+    return seen
+
+
+def _resident() -> int:
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(status.read_text().split("VmRSS:")[1].split()[0])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def main(name: str) -> int:
+    """Watch one function; return 1 if it leaks."""
+    seen = watch(*_cases()[name])
+    for blocks, references, kib in seen:
+        print(f"{name}: {blocks} blocks, {references} references, {kib} KiB")
+    # The first rounds fill caches.
+    (blocks, references, kib), *_, last = seen[len(seen) // 3 :]
+    leaks = (
+        last[0] - blocks > ALLOWED_BLOCKS or last[1] != references or last[2] - kib > ALLOWED_KIB
+    )
+    return int(leaks)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,594 @@
+"""The compiled twins do what the pure ones do, to the letter."""
+
+from __future__ import annotations
+
+import collections
+import copy
+import enum
+import inspect
+import json
+import math
+import os
+import pickle
+import sys
+from collections.abc import Callable, Mapping, MutableMapping
+from types import ModuleType
+from typing import Any, NamedTuple
+from unittest import mock
+
+import pytest
+from aiohttp._cookie_helpers import parse_cookie_header
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+if os.environ.get("AIOHTTP_SESSION_NO_EXTENSIONS"):
+    pytest.skip("the compiled twins are not wanted", allow_module_level=True)
+
+from aiohttp_session import (
+    _cookies_c,
+    _cookies_py,
+    _payload_c,
+    _payload_py,
+    _session_c,
+    _session_py,
+    storage,
+)
+
+TEXTS = settings(settings.get_profile("texts"))
+NOW = 1_700_000_000
+MODULES: list[tuple[Any, Any]] = [
+    (_cookies_c, _cookies_py),
+    (_payload_c, _payload_py),
+    (_session_c, _session_py),
+]
+CLASSES: tuple[Any, Any] = (_session_c.Session, _session_py.Session)
+
+
+def outcome(function: Callable[..., Any], *arguments: Any) -> tuple[str, object]:
+    """Tell what a call returns, with its type, or what it raises."""
+    try:
+        result = function(*arguments)
+    except Exception as error:  # noqa: BLE001
+        return type(error).__name__, str(error)
+    return type(result).__name__, repr(result)
+
+
+def plainly(outcome: tuple[str, object]) -> tuple[str, object]:
+    """Drop the module from the class's name, which CPython tells of extension types."""
+    kind, text = outcome
+    return kind, str(text).replace("'aiohttp_session.Session'", "'Session'")
+
+
+def same(compiled: ModuleType, pure: ModuleType, name: str, *arguments: Any) -> None:
+    """Check that both twins do the same."""
+    expected = outcome(getattr(pure, name), *arguments)
+    assert outcome(getattr(compiled, name), *arguments) == expected
+
+
+# Names, signatures, docstrings
+
+
+def parameters(function: Any) -> list[tuple[str, object]]:
+    """List the parameters of a function or a method; of kinds, only what a caller may do."""
+    found = inspect.signature(function).parameters.values()
+    return [(str(p).partition(":")[0].partition("=")[0], p.default) for p in found]
+
+
+@pytest.mark.parametrize(("compiled", "pure"), MODULES)
+def test_modules_have_the_same_functions(compiled: ModuleType, pure: ModuleType) -> None:
+    for name, function in vars(pure).items():
+        if inspect.isfunction(function) and not name.startswith("_"):
+            if function.__module__ != pure.__name__:
+                continue
+            twin = getattr(compiled, name)
+            assert parameters(twin) == parameters(function)
+            assert inspect.getdoc(twin) == inspect.getdoc(function)
+
+
+def test_sessions_have_the_same_attributes() -> None:
+    compiled, pure = CLASSES
+    assert inspect.signature(compiled) == inspect.signature(pure)
+    assert (compiled.__module__, compiled.__qualname__) == ("aiohttp_session", "Session")
+    assert (pure.__module__, pure.__qualname__) == ("aiohttp_session", "Session")
+    assert inspect.getdoc(compiled) == inspect.getdoc(pure)
+    for name in dir(pure):
+        if name.startswith(("__", "_abc_")):
+            continue
+        ours, theirs = inspect.getattr_static(compiled, name), inspect.getattr_static(pure, name)
+        if inspect.isfunction(theirs):
+            assert parameters(getattr(compiled([], data=None, new=True), name)) == parameters(
+                getattr(pure([], data=None, new=True), name)
+            )
+        if name in vars(pure) and (inspect.isfunction(theirs) or isinstance(theirs, property)):
+            assert inspect.cleandoc(ours.__doc__) == inspect.cleandoc(theirs.__doc__ or "")
+
+
+# Cookies
+
+COOKIE_TEXT = st.text(
+    st.sampled_from('aN=; ",\\019$:%{}[]()<>/\tTé\x7f') | st.characters(max_codepoint=0x200)
+)
+COOKIE_PAIR = st.one_of(
+    st.builds(
+        "{}{}{}".format,
+        st.sampled_from(["N", "a", "NN", "aN", "Na", "$Version", "path", "N,", "N[", "", " N"]),
+        st.sampled_from(["=", "=", "=", " = ", "= ", " =", "", " ", "=="]),
+        st.sampled_from(
+            [
+                "",
+                "x",
+                "abc",
+                "N=x",
+                '"x"',
+                '"x; N=evil"',
+                '"a\\"b"',
+                '"\\054\\303\\"\\\\1"',
+                "a b",
+                '{"json":1, "b": "N=2"}',
+                '"open',
+                'x"y',
+                "Mon, 01-Jan-2024 00:00:00 GMT",
+                "Wed,",
+                "Wed Jun  9 10:18:14 2021",
+                '"\\001"',
+                "\\x",
+                '"x"y',
+                'x"N=1',
+                "x,y",
+                "x y N=z",
+                "é",
+            ]
+        )
+        | COOKIE_TEXT,
+    ),
+    COOKIE_TEXT,
+)
+COOKIE_HEADERS = st.builds(
+    "".join,
+    st.lists(
+        st.tuples(COOKIE_PAIR, st.sampled_from(["; ", "; ", ";", " ", ";;", ""])).map("".join)
+    ),
+)
+COOKIE_NAMES = st.sampled_from(["N", "N", "N", "a", "NN", "path", "$Version"]) | COOKIE_TEXT
+
+
+@TEXTS
+@given(COOKIE_HEADERS, COOKIE_NAMES)
+def test_find_cookie(header: str, name: str) -> None:
+    same(_cookies_c, _cookies_py, "find_cookie", header, name)
+
+
+@pytest.mark.skipif(not storage._PARSER_IS_KNOWN, reason="aiohttp has another parser here")
+@TEXTS
+@given(COOKIE_HEADERS, COOKIE_NAMES)
+def test_find_cookie_finds_what_aiohttp_finds(header: str, name: str) -> None:
+    found = _cookies_c.find_cookie(header, name)
+    if found is not False:
+        cookies = {key: morsel.value for key, morsel in parse_cookie_header(header)}
+        assert found == cookies.get(name)
+
+
+@TEXTS
+@given(st.text(st.characters(max_codepoint=0x1FF)) | st.text() | COOKIE_TEXT)
+def test_quote(value: str) -> None:
+    same(_cookies_c, _cookies_py, "quote", value)
+
+
+class Text(str):
+    """A str that is not one exactly."""
+
+    __slots__ = ()
+
+
+@pytest.mark.parametrize("header", [None, 1, b"N=1", Text("N=1"), Text("é")])
+def test_cookies_of_other_types(header: Any) -> None:
+    same(_cookies_c, _cookies_py, "find_cookie", header, "N")
+    same(_cookies_c, _cookies_py, "find_cookie", "N=1", header)
+    same(_cookies_c, _cookies_py, "quote", header)
+
+
+# Payloads
+
+
+class Number(enum.IntEnum):
+    """An int that is not one exactly."""
+
+    ONE = 1
+
+
+class Point(NamedTuple):
+    """A tuple that is not one exactly."""
+
+    x: object
+
+
+class Whole(int):
+    """Another int that is not one exactly."""
+
+
+class Row(list[Any]):
+    """A list that is not one exactly."""
+
+
+LEAVES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.sampled_from([2**63 - 1, 2**63, -(2**63), -(2**63) - 1, 2**64 - 1, 2**64, 10**18, 10**30]),
+    st.floats(),
+    st.text(),
+    st.text(st.characters(categories=["Cs", "L", "Nd"])),
+    st.sampled_from([Number.ONE, Text("x"), Whole(7), b"x", object, 1j, {1}, -0.0, "\x7f"]),
+)
+KEYS = st.text() | LEAVES.filter(lambda leaf: isinstance(leaf, collections.abc.Hashable))
+
+
+def containers(items: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Put items into containers of all kinds."""
+    return st.one_of(
+        st.lists(items),
+        st.lists(items).map(tuple),
+        st.lists(items).map(Row),
+        items.map(Point),
+        st.dictionaries(st.text(), items),
+        st.dictionaries(KEYS, items),
+        st.dictionaries(st.text(), items).map(collections.OrderedDict),
+    )
+
+
+VALUES = st.recursive(LEAVES, containers, max_leaves=20)
+
+
+@given(VALUES)
+def test_encode(value: object) -> None:
+    same(_payload_c, _payload_py, "encode", value)
+    same(_payload_c, _payload_py, "dumps", value)
+
+
+@given(VALUES)
+def test_encode_and_decode_are_json(value: object) -> None:
+    try:
+        expected = json.dumps(value)
+    except (TypeError, ValueError) as error:
+        for function in (_payload_c.encode, _payload_c.dumps):
+            with pytest.raises(type(error)):
+                function(value)
+        return
+    for text in (_payload_c.dumps(value), _payload_c.encode(value), _payload_c.encode(value)):
+        assert repr(_payload_c.decode(text)) == repr(json.loads(expected))
+    assert _payload_c.dumps(value).isascii()
+
+
+def nested(depth: int, make: Callable[[Any], Any]) -> Any:
+    """Put a container into another, and so on."""
+    value: Any = make(1)
+    for _ in range(depth):
+        value = make(value)
+    return value
+
+
+@pytest.mark.parametrize("depth", [253, 254, 255, 256, 300, 700, 20_000])
+@pytest.mark.parametrize(
+    "make", [lambda item: [item], lambda item: (item,), lambda item: {"a": item}]
+)
+def test_encode_goes_as_deep_as_json(depth: int, make: Callable[[Any], Any]) -> None:
+    value = nested(depth, make)
+    for function in (_payload_c.encode, _payload_py.encode):
+        try:
+            expected: object = json.dumps(value, separators=(",", ":")).encode()
+        except RecursionError:
+            with pytest.raises(RecursionError):
+                function(value)
+        else:
+            assert function(value) == expected
+
+
+def test_encode_refuses_a_circle() -> None:
+    circle: list[object] = [1]
+    circle.append({"a": (circle,)})
+    same(_payload_c, _payload_py, "encode", {"created": 1, "session": circle})
+    same(_payload_c, _payload_py, "dumps", circle)
+
+
+NUMBERS = st.one_of(
+    st.integers().map(str),
+    st.floats().map(str),
+    st.from_regex(r"\A-?[0-9]{1,25}(\.[0-9]{0,25})?([eE][+-]?[0-9]{0,4})?\Z"),
+    st.sampled_from(["NaN", "-Infinity", "1E400", "1e-400", "-0", "-0.0", "1" * 19, "1" * 18]),
+    st.sampled_from(["18446744073709551615", "18446744073709551616", "9" * 40, "01", "+1", ".5"]),
+)
+STRINGS = st.text().map(json.dumps) | st.sampled_from(
+    [
+        '"\\ud800"',
+        '"\\ud83d\\ude00"',
+        '"\ud800"',
+        '"\t"',
+        '"\\x"',
+        '"' + "1" * 20 + '"',
+        '"é',
+        '"\x00"',
+    ]
+)
+JSON_TEXTS = st.recursive(
+    NUMBERS | STRINGS | st.sampled_from(["null", "true", "nul", "", " ", "\ufeff{}", "{", "]"]),
+    lambda items: st.one_of(
+        st.lists(items).map(lambda texts: f"[{', '.join(texts)}]"),
+        st.lists(st.tuples(STRINGS | st.just('"a"'), items).map(":".join)).map(
+            lambda pairs: f"{{{','.join(pairs)}}}\r\n"
+        ),
+    ),
+    max_leaves=10,
+)
+
+
+@TEXTS
+@given(JSON_TEXTS | st.text(st.sampled_from('[]{}",:0189.eE+- \\untrfalsINy\ufeff\x00')))
+def test_decode(text: str) -> None:
+    same(_payload_c, _payload_py, "decode", text)
+    assert outcome(_payload_c.decode, text) == outcome(json.loads, text)
+    raw = text.encode("utf-8", "surrogatepass")
+    same(_payload_c, _payload_py, "decode", raw)
+
+
+@TEXTS
+@given(st.binary())
+def test_decode_bytes(raw: bytes) -> None:
+    for value in (raw, b'"' + raw + b'"', b"[" + raw + b"]"):
+        same(_payload_c, _payload_py, "decode", value)
+        expected = outcome(_payload_py._load, value)
+        assert outcome(_payload_c.decode, value) == expected
+
+
+@pytest.mark.parametrize("text", [None, 1, Text("[1]"), bytearray(b"[1]"), memoryview(b"[1]")])
+def test_decode_of_other_types(text: Any) -> None:
+    same(_payload_c, _payload_py, "decode", text)
+
+
+@pytest.mark.parametrize("depth", [500, 1023, 1024, 1025, 100_000])
+def test_decode_goes_as_deep_as_json_at_least(depth: int) -> None:
+    for text in ("[" * depth + "]" * depth, '{"a":' * depth + "1" + "}" * depth):
+        kind = kind_of(_payload_py.decode, text.encode())
+        assert kind_of(_payload_c.decode, text) is kind
+        assert kind in {kind_of(json.loads, text), list, dict}
+
+
+def kind_of(function: Callable[[Any], object], argument: object) -> type:
+    try:
+        return type(function(argument))
+    except RecursionError:
+        return RecursionError
+
+
+# Sessions
+
+SESSION_VALUES = st.recursive(LEAVES, containers, max_leaves=6)
+KEY = st.sampled_from(["a", "b", "c"])
+STEPS = st.one_of(
+    st.tuples(st.just("__getitem__"), KEY),
+    st.tuples(st.just("__setitem__"), KEY, SESSION_VALUES),
+    st.tuples(st.just("__delitem__"), KEY),
+    st.tuples(st.just("__contains__"), KEY),
+    st.tuples(st.sampled_from(["get", "pop"]), KEY),
+    st.tuples(st.sampled_from(["get", "pop", "setdefault"]), KEY | st.just([]), SESSION_VALUES),
+    st.tuples(st.just("update"), st.dictionaries(KEY, SESSION_VALUES, max_size=2)),
+    st.tuples(st.just("update"), st.lists(st.tuples(KEY, SESSION_VALUES) | st.just(1), max_size=2)),
+    st.tuples(st.just("__eq__"), st.dictionaries(KEY, SESSION_VALUES, max_size=2) | st.just([])),
+    st.tuples(st.just("set_new_identity"), st.integers()),
+    *(
+        st.tuples(st.just(name))
+        for name in (
+            "popitem",
+            "clear",
+            "keys",
+            "items",
+            "values",
+            "__len__",
+            "__repr__",
+            "changed",
+            "invalidate",
+            "regenerate_id",
+            "_needs_save",
+            "_was_saved",
+            "__iter__",
+        )
+    ),
+)
+ATTRIBUTES = (
+    *("_changed", "_created", "_identity", "_mapping", "_max_age", "_new"),
+    *("_issued", "_record", "_renew", "_replaces", "_touch"),
+    *("new", "identity", "created", "empty", "max_age"),
+)
+DATA = st.one_of(
+    st.none(),
+    st.just({}),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "created": st.sampled_from([NOW, NOW - 50, NOW + 5, 0, None, 1.5, NOW - 150]),
+            "session": st.none() | st.dictionaries(KEY, SESSION_VALUES),
+            "other": st.none(),
+        },
+    ),
+    st.sampled_from([collections.OrderedDict(), collections.UserDict(created=NOW), [], "x", 0]),
+)
+
+
+def state(session: Any) -> list[object]:
+    """List what can be seen of a session."""
+    return [(name, repr(getattr(session, name))) for name in ATTRIBUTES]
+
+
+@given(
+    data=DATA,
+    new=st.booleans(),
+    max_age=st.sampled_from([None, 0, 100, 2.5, "x"]),
+    steps=st.lists(STEPS),
+)
+def test_sessions_behave_the_same(data: Any, new: bool, max_age: Any, steps: list[Any]) -> None:
+    with mock.patch("time.time", return_value=NOW + 0.9) as clock:
+        made = []
+        for cls in CLASSES:
+            try:
+                made.append(cls("id", data=copy.deepcopy(data), new=new, max_age=max_age))
+            except Exception as error:  # noqa: BLE001
+                made.append((type(error).__name__, str(error)))
+        if isinstance(made[0], tuple):
+            assert made[0] == made[1]
+            return
+        compiled, pure = made
+        assert state(compiled) == state(pure)
+        for name, *arguments in steps:
+            clock.return_value += 1
+            results = [
+                outcome(getattr(session, name), *copy.deepcopy(arguments)) for session in made
+            ]
+            if name != "__iter__":
+                assert results[0] == results[1]
+            assert state(compiled) == state(pure)
+
+
+@given(st.dictionaries(KEY, SESSION_VALUES), st.dictionaries(KEY, SESSION_VALUES), st.booleans())
+def test_changes_show_the_same(before: Any, after: Any, alike: bool) -> None:
+    if alike:
+        after = copy.deepcopy(before)
+    verdicts = []
+    for cls in CLASSES:
+        session = cls(None, data={"created": NOW, "session": before}, new=False)
+        assert not session._needs_save()
+        session._mapping = after
+        verdicts.append(session._needs_save())
+    assert verdicts[0] == verdicts[1]
+
+
+@given(SESSION_VALUES, LEAVES, st.integers(0), st.sampled_from(["set", "add", "delete", "swap"]))
+def test_every_change_inside_shows_the_same(
+    value: Any, leaf: object, where: int, change: str
+) -> None:
+    verdicts = []
+    for cls in CLASSES:
+        session = cls(
+            None, data={"created": NOW, "session": {"a": copy.deepcopy(value)}}, new=False
+        )
+        mutable: list[Any] = []
+        collect(session["a"], mutable)
+        if mutable:
+            mutate(mutable[where % len(mutable)], leaf, where, change)
+        verdicts.append((session._needs_save(), session._changed))
+    assert verdicts[0] == verdicts[1]
+
+
+def collect(value: Any, found: list[Any]) -> None:
+    if isinstance(value, (list, dict)):
+        found.append(value)
+    if isinstance(value, Mapping):
+        value = value.values()
+    if isinstance(value, (list, tuple, collections.abc.ValuesView)):
+        for item in value:
+            collect(item, found)
+
+
+def mutate(container: Any, leaf: Any, where: int, change: str) -> None:
+    keys = list(container) if isinstance(container, dict) else list(range(len(container)))
+    key = keys[where % len(keys)] if keys else None
+    if change == "set" and keys:
+        container[key] = leaf
+    elif change == "delete" and keys:
+        del container[key]
+    elif change == "swap" and keys and isinstance(container, dict):
+        container[key] = container.pop(key)
+    elif isinstance(container, dict):
+        container["new"] = leaf
+    else:
+        container.append(leaf)
+
+
+@pytest.mark.parametrize("depth", [150, 198, 199, 200, 201, 1000, 3000])
+def test_deep_sessions_are_compared_the_same(depth: int) -> None:
+    verdicts = []
+    for cls in CLASSES:
+        inner: list[Any] = [1]
+        value: list[Any] = inner
+        for _ in range(depth):
+            value = [value]
+        session = cls(None, data={"created": NOW, "session": {"a": value}}, new=False)
+        before = session._needs_save()
+        inner.append(2)
+        verdicts.append((before, session._needs_save()))
+    assert verdicts[0] == verdicts[1]
+    assert verdicts[0][0] is False
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("source", CLASSES)
+@pytest.mark.parametrize("target", CLASSES)
+@pytest.mark.parametrize("change", [False, True])
+def test_pickles_move_between_the_twins(
+    protocol: int, source: Any, target: Any, change: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = source("id", data={"created": NOW, "session": {"a": [1]}}, new=False, max_age=10**9)
+    session.foreign = 1
+    if change:
+        session["a"].append(2)
+    monkeypatch.setattr(sys.modules["aiohttp_session"], "Session", source)
+    text = pickle.dumps(session, protocol)
+    monkeypatch.setattr(sys.modules["aiohttp_session"], "Session", target)
+    loaded = pickle.loads(text)
+    assert type(loaded) is target
+    assert state(loaded) == state(session)
+    assert loaded.foreign == 1
+    assert loaded._needs_save() is change
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_copies(cls: Any) -> None:
+    session = cls("id", data={"created": NOW, "session": {"a": [1]}}, new=False)
+    shallow, deep = copy.copy(session), copy.deepcopy(session)
+    assert shallow._mapping is session._mapping
+    assert deep._mapping == session._mapping
+    assert deep["a"] is not session["a"]
+    deep["a"].append(2)
+    assert (session._needs_save(), deep._needs_save()) == (False, True)
+
+
+def match_a(session: object) -> object:
+    match session:
+        case {"a": value}:
+            return value
+    return None
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        hash,
+        reversed,
+        lambda session: session["missing"],
+        lambda session: session[[]],
+        lambda session: session.pop("missing"),
+        lambda session: session.update(1),
+        lambda session: session.update([1]),
+        lambda session: session.no_such_attribute,
+        lambda session: isinstance(session, MutableMapping),
+        lambda session: type(session)[int],
+        lambda session: session != {"a": 1},
+        lambda session: session == type(session)("x", data=None, new=True),
+        lambda session: math.inf in session,
+        lambda session: {**session},
+        bool,
+        match_a,
+        lambda session: [*session.keys(), *session.values(), *session.items()],
+    ],
+)
+def test_uses(use: Callable[[Any], object]) -> None:
+    results = [
+        outcome(use, cls("id", data={"created": NOW, "session": {"a": 1}}, new=False))
+        for cls in CLASSES
+    ]
+    assert plainly(results[0]) == plainly(results[1])
+
+
+def test_properties_are_read_only() -> None:
+    for cls in CLASSES:
+        for name in ("new", "identity", "created", "empty"):
+            with pytest.raises(AttributeError, match=name):
+                setattr(cls(None, data=None, new=True), name, 1)
