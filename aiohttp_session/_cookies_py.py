@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import string
+from binascii import a2b_base64, b2a_base64
 from functools import lru_cache
 
 _is_name = lru_cache(maxsize=64)(re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII).fullmatch)
@@ -28,6 +30,9 @@ _match_pair = re.compile(
 ).match
 _sub_escape = re.compile(r"\\(?:([0-3][0-7][0-7])|(.))").sub
 _hides_control = re.compile(r"[\x00-\x1f\x7f]").search
+
+# Which characters a text of urlsafe base64 ends with, by what its length is over a multiple of 4.
+_ENDS = (f"{string.ascii_letters}{string.digits}-_", "", "AQgw", "AEIMQUYcgkosw048")
 
 _ESCAPES = {code: f"\\{code:03o}" for code in (*range(32), ord(","), ord(";"), *range(127, 256))}
 _ESCAPES |= {ord('"'): '\\"', ord("\\"): "\\\\"}
@@ -101,3 +106,25 @@ def quote(value: str) -> str:
             value = value.replace(character, _ESCAPES[ord(character)])
         return f'"{value}"'
     return f'"{value.translate(_ESCAPES)}"'
+
+
+def encode_base64(data: bytes) -> str:
+    """Write bytes as urlsafe base64 without padding (RFC 4648, 5)."""
+    text = b2a_base64(data, newline=False).decode("ascii")
+    return text.rstrip("=").replace("+", "-").replace("/", "_")
+
+
+def decode_base64(text: str) -> bytes:
+    """Read urlsafe base64 without padding, only in the one form that `encode_base64` writes.
+
+    :raises ValueError: for any other text.
+    """
+    rest = len(text) % 4
+    if text and text[-1] in _ENDS[rest] and "+" not in text and "/" not in text:
+        try:
+            data = a2b_base64(text.replace("-", "+").replace("_", "/") + "=="[: -rest % 4])
+        except ValueError:
+            data = b""
+        if len(data) == len(text) * 3 // 4:  # a2b_base64 skips what is not in its alphabet
+            return data
+    raise ValueError("The text is not canonical urlsafe base64")

@@ -31,11 +31,11 @@ if sys.implementation.name == "cpython" and not os.environ.get("AIOHTTP_SESSION_
             )
 
 if TYPE_CHECKING or IMPLEMENTATION == "python":
-    from ._cookies_py import find_cookie, quote
+    from ._cookies_py import decode_base64, encode_base64, find_cookie, quote
     from ._payload_py import decode, dumps, encode
     from ._session_py import Session, fingerprint
 else:
-    from ._cookies_c import find_cookie, quote
+    from ._cookies_c import decode_base64, encode_base64, find_cookie, quote
     from ._payload_c import decode, dumps, encode
     from ._session_c import Session, fingerprint
 
@@ -43,8 +43,10 @@ __all__ = (
     "IMPLEMENTATION",
     "Session",
     "decode",
+    "decode_base64",
     "dumps",
     "encode",
+    "encode_base64",
     "find_cookie",
     "fingerprint",
     "quote",

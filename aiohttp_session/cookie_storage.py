@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import os
-import string
 import struct
 import time
-from binascii import a2b_base64, b2a_base64
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from ._core import decode_base64, encode_base64
 from .storage import CookieStorage, LifecycleOptions
 
 try:
@@ -37,13 +36,6 @@ _SIV_VERSION = b"\x01"
 _SIV_LETTER = "A"  # what the version byte begins with in base64; Fernet tokens begin with "g"
 _BODY = len(_SIV_VERSION) + _NONCE_SIZE
 _TIME = struct.Struct(">Q")
-
-# base64's own functions for the urlsafe alphabet take three times as long.
-_TO_URLSAFE = bytes.maketrans(b"+/", b"-_")
-# By the length of a text modulo 4: how it may end, for the bits beyond the last byte to be zero.
-_ENDS = (frozenset(string.ascii_letters + string.digits + "-_"), frozenset(""),
-         frozenset("AQgw"), frozenset("AEIMQUYcgkosw048"))  # fmt: skip
-_PADDING = ("", "", "==", "=")
 
 
 class EncryptedCookieStorage(CookieStorage):
@@ -100,18 +92,17 @@ class EncryptedCookieStorage(CookieStorage):
         nonce = os.urandom(_NONCE_SIZE)
         message = _TIME.pack(int(time.time())) + payload
         sealed = self._ciphers[0].encrypt(nonce, message, _associated(self._cookie_name))
-        text = b2a_base64(_SIV_VERSION + nonce + sealed, newline=False)
-        return text.translate(_TO_URLSAFE, b"=").decode("ascii")
+        return encode_base64(_SIV_VERSION + nonce + sealed)
 
     def open(self, cookie: str) -> tuple[bytes, int] | None:
         """Decrypt a cookie with whichever key fits."""
         try:
             if cookie.startswith(_SIV_LETTER):
-                return self._open_siv(_decode(cookie))
+                return self._open_siv(decode_base64(cookie))
             token = cookie.encode("ascii")
             payload = self._fernet.decrypt(token)
             # The authenticated header of a Fernet token: a version byte and the time.
-            return payload, *_TIME.unpack_from(_decode(cookie[:12]), 1)
+            return payload, *_TIME.unpack_from(decode_base64(cookie[:12]), 1)
         except (InvalidToken, ValueError):
             return None
 
@@ -133,20 +124,6 @@ class EncryptedCookieStorage(CookieStorage):
 def _associated(cookie_name: str) -> bytes:
     """Return what is authenticated with a cookie: it is worth nothing under another name."""
     return _SIV_VERSION + cookie_name.encode("utf-8")
-
-
-def _decode(text: str) -> bytes:
-    """Decode urlsafe base64 without padding, in the one form that it has for some bytes.
-
-    :raises ValueError: for any other text.
-    """
-    rest = len(text) & 3
-    if text[-1:] not in _ENDS[rest] or "+" in text or "/" in text:
-        raise ValueError("The text is no canonical base64")
-    data = a2b_base64(text.replace("-", "+").replace("_", "/") + _PADDING[rest])
-    if len(data) != len(text) * 3 // 4:  # a2b_base64 skips what is not in its alphabet
-        raise ValueError("The text is no urlsafe base64")
-    return data
 
 
 def _secret(key: Key) -> bytes:

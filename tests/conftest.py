@@ -16,7 +16,11 @@ from aiohttp_session import _cookies_py, _payload_py, _session_py
 from benchmarks import servers
 
 _TWINS = {"_cookies_c": _cookies_py, "_payload_c": _payload_py, "_session_c": _session_py}
-_NAMES = ("find_cookie", "quote", "encode", "dumps", "decode", "Session", "fingerprint")
+_NAMES = (
+    *("find_cookie", "quote", "encode_base64", "decode_base64"),
+    *("encode", "dumps", "decode"),
+    *("Session", "fingerprint"),
+)
 _PURE_ONLY = bool(os.environ.get("AIOHTTP_SESSION_NO_EXTENSIONS"))
 
 # Property tests take examples by the thousand where they are cheap, by the hundred where they are
