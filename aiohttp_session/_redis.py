@@ -7,7 +7,7 @@ import inspect
 from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 from ._batch import Batch, Entry
 
@@ -21,11 +21,9 @@ _COPIED_POOLS = {"ConnectionPool", "BlockingConnectionPool"}
 _MISPLACED = {"ReadOnlyError", "MovedError", "MasterDownError", "ClusterDownError"}
 
 
-class Operation(NamedTuple):
-    key: str
-    packed: bytes
-    ask: Callable[[Any], Awaitable[Any]]
-    """Does the same by the client's own methods."""
+# An operation: its key, what it sends, and what does the same by the client's own methods. A plain
+# tuple, as a NamedTuple takes 0.3 µs to make.
+Operation: TypeAlias = tuple[str, bytes, Callable[[Any], Awaitable[Any]]]
 
 
 def pack(*arguments: bytes) -> bytes:
@@ -134,7 +132,7 @@ class Server:
     async def _exchange(self, connection: Any, operations: list[Operation]) -> list[Any]:
         if not connection.is_connected:  # of a node; a pool connects it
             await connection.connect()
-        packed = b"".join([operation.packed for operation in operations])
+        packed = b"".join([packed for _, packed, _ in operations])
         if not self._is_quick(connection):
             await connection.send_packed_command(packed)
             return [await self._read(connection) for _ in operations]
@@ -172,12 +170,12 @@ class Server:
     async def _ask_one(self, operation: Operation) -> Any:
         for _ in range(3):
             try:
-                return await operation.ask(self._client)
+                return await operation[2](self._client)
             except AttributeError:
                 # redis-py's cluster client has closed connections that others use, since a slot
                 # moved; what they hold is None now.
                 pass
-        return await operation.ask(self._client)
+        return await operation[2](self._client)
 
 
 class _Line:
@@ -188,7 +186,7 @@ class _Line:
     """
 
     def __init__(self, server: Server, connection: Any) -> None:
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         self._server = server
         self._connection = connection
         self._connections: Any = server.connections
@@ -201,12 +199,11 @@ class _Line:
         loop.call_later(self._interval, self._watch)
 
     def submit(self, operation: Operation) -> asyncio.Future[Any]:
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
+        future: asyncio.Future[Any] = self._loop.create_future()
         if not self._unsent:
-            self._used = loop.time()
-            loop.call_soon(self._send)  # with all others of this turn
-        self._unsent.append(operation.packed)
+            self._used = self._loop.time()
+            self._loop.call_soon(self._send)  # with all others of this turn
+        self._unsent.append(operation[1])
         self._pending.append((operation, future, 0, False, self._used))
         return future
 
@@ -259,7 +256,7 @@ class _Line:
                 entry[1].set_result(reply)
 
     def _repeat(self, entry: Entry[Operation, Any]) -> None:
-        self._server._batch.put(entry, asyncio.get_running_loop())
+        self._server._batch.put(entry, self._loop)
 
     def _leave(self) -> None:
         """Take no more operations, and end when the last reply has come."""
@@ -272,8 +269,7 @@ class _Line:
     def _watch(self) -> None:
         if self._task.done():
             return
-        loop = self._task.get_loop()
-        now = loop.time()
+        now = self._loop.time()
         waiting = now - self._pending[0][4] if self._pending else 0
         if waiting > self._server._timeout / 2:
             self._leave()
@@ -282,7 +278,7 @@ class _Line:
         is_idle = not self._pending and now - self._used > self._interval
         if is_idle or waiting > self._interval or now - self._opened > _LINE_AGE:
             self._leave()
-        loop.call_later(self._interval, self._watch)
+        self._loop.call_later(self._interval, self._watch)
 
 
 class _Pool:
@@ -345,7 +341,7 @@ class Cluster:
 
     def _find_node(self, operation: Operation) -> Any:
         try:
-            return self._client.get_node_from_key(operation.key)
+            return self._client.get_node_from_key(operation[0])
         except Exception:  # noqa: BLE001 - it doesn't know its nodes yet, or none has the slot
             return None
 
@@ -353,9 +349,7 @@ class Cluster:
         await self._client.initialize()
         return await asyncio.gather(
             *(
-                self.submit(operation)
-                if self._find_node(operation)
-                else operation.ask(self._client)
+                self.submit(operation) if self._find_node(operation) else operation[2](self._client)
                 for operation in operations
             ),
             return_exceptions=True,

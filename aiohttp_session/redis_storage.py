@@ -57,7 +57,7 @@ class RedisStorage(RemoteStorage):
     async def read(self, key: str) -> bytes | None:
         """Return the record under a key."""
         packed = b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(key), key.encode())
-        operation = Operation(key, packed, lambda client: client.get(key))
+        operation: Operation = (key, packed, lambda client: client.get(key))
         size = self._large.get(key, 0) if self._large else 0
         reply = await self._batches.get().submit(operation, size, droppable=True)
         record = reply.encode("utf-8") if isinstance(reply, str) else reply
@@ -77,7 +77,7 @@ class RedisStorage(RemoteStorage):
         self, key: str, payload: bytes, ttl: int | None, condition: tuple[bytes, ...]
     ) -> bool:
         expiry = () if ttl is None else (b"EX", b"%d" % ttl)
-        operation = Operation(
+        operation: Operation = (
             key,
             pack(b"SET", key.encode(), payload, *expiry, *condition),
             lambda client: client.set(key, payload, ex=ttl, xx=bool(condition)),
@@ -87,7 +87,7 @@ class RedisStorage(RemoteStorage):
     async def swap(self, key: str, expected: bytes, payload: bytes, ttl: int | None) -> bool:
         """Replace a record if it still is the expected one; return whether it was, atomically."""
         arguments = (key.encode(), expected, payload, b"" if ttl is None else b"%d" % ttl)
-        operation = Operation(
+        operation: Operation = (
             key,
             pack(b"EVAL", _SWAP.encode(), b"1", *arguments),
             lambda client: client.eval(_SWAP, 1, *arguments),
@@ -97,7 +97,7 @@ class RedisStorage(RemoteStorage):
 
     async def delete(self, key: str) -> None:
         """Delete a record, if there is one."""
-        operation = Operation(key, pack(b"DEL", key.encode()), lambda client: client.delete(key))
+        operation: Operation = (key, pack(b"DEL", key.encode()), lambda client: client.delete(key))
         await self._batches.get().submit(operation)
 
     def _note_size(self, key: str, record: bytes | None) -> None:
