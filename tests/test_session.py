@@ -267,6 +267,18 @@ def test_any_nested_change_is_noticed(data: st.DataObject) -> None:
     assert not session._needs_save()
 
 
+def test_who_else_holds_a_value_is_no_change() -> None:
+    twice = "twice there!"[:-1]
+    text = "a text of its own!"[:-1]
+    session = make({"a": [[1], {"k": text, "l": [twice, twice]}], "b": [300.5 + 1]})
+    del text
+    held = [session["a"][0], session["a"][1], session["a"][1]["k"], session["b"][0]]
+    assert not session._needs_save()
+    session["a"][1]["l"][1] = "twice there!"[:-1]
+    del held
+    assert not session._needs_save()
+
+
 @given(before=json_values, after=json_values)
 def test_a_nested_value_of_another_type_or_content_is_noticed(before: Any, after: Any) -> None:
     session = make({"a": [before]})

@@ -112,12 +112,14 @@ def test_on_top_of_earlier_cookies_and_with_options_that_change(
 
     def by_storage(response: web.Response) -> None:
         response.set_cookie(name, first, **first_params)
+        response.set_cookie("last", "x")
         for value, params, max_age in saves:
             storage.cookie_params.update(params)
             storage.save_cookie(response, value, max_age=max_age)
 
     def by_hand(response: web.Response) -> None:
         response.set_cookie(name, first, **first_params)
+        response.set_cookie("last", "x")
         params = dict(make().cookie_params)
         for value, changes, max_age in saves:
             params.update(changes)
