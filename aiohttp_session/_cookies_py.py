@@ -8,7 +8,9 @@ from binascii import a2b_base64, b2a_base64
 from functools import lru_cache
 
 _is_name = lru_cache(maxsize=64)(re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII).fullmatch)
-_is_token = re.compile(r"[\w!#$%&'*+.^`|~:-]+", re.ASCII).fullmatch
+# Characters to delete from bytes, which is the fastest way to see whether there are others.
+_PRINTABLE = bytes(range(ord(" "), ord("~") + 1))
+_TOKEN = f"{string.ascii_letters}{string.digits}!#$%&'*+-.^_`|~:".encode()
 
 # One pair, where it is certain what aiohttp's own pattern makes of it.
 _match_pair = re.compile(
@@ -46,9 +48,12 @@ def find_cookie(header: str, name: str) -> str | bool | None:
     :return: what ``request.cookies.get(name)`` returns in aiohttp 3.13.3 and later, or False when
         the header (or the name) has a shape that is left to aiohttp's own parser.
     """
-    if not (header.isascii() and header.isprintable() and _is_name(name)):
+    if not (header.isascii() and _is_name(name)) or header.encode().translate(None, _PRINTABLE):
         return False
-    if '"' in header or "\\" in header or header.count(" ") != header.count("; "):
+    if '"' in header:
+        found = _find_quoted(header, name)
+        return _find_among_odd(header, name) if found is None else found
+    if not _is_regular(header):
         return _find_among_odd(header, name)
     end = len(header)
     while (start := header.rfind(name, 0, end)) >= 0:
@@ -61,6 +66,23 @@ def find_cookie(header: str, name: str) -> str | bool | None:
                 return ""
         end = after - 1
     return None
+
+
+def _is_regular(header: str) -> bool:
+    """Tell whether semicolons alone separate the pairs of a header without quotes."""
+    return "\\" not in header and header.count(" ") == header.count("; ")
+
+
+def _find_quoted(header: str, name: str) -> str | bool | None:
+    """Find a cookie that is the only quoted one, as base64 with padding and JSON are."""
+    before, found, rest = header.partition(f'{name}="')
+    if not found or r"\\" in rest or before[-2:] not in {"", "; "} or not _is_regular(before):
+        return None
+    end = rest.replace(r"\"", "  ").find('"')
+    after = rest[end + 1 :]
+    if end < 0 or after[:1] not in {"", ";"} or '"' in after or name in after:
+        return None
+    return _unquote(rest[:end]) if _is_regular(after) else None
 
 
 def _find_among_odd(header: str, name: str) -> str | bool | None:
@@ -80,7 +102,11 @@ def _find_among_odd(header: str, name: str) -> str | bool | None:
     quoted, plain, spaced, odd = found.group("quoted", "plain", "spaced", "odd")
     if quoted is None:
         return odd.rstrip(" ") if odd else plain or spaced or ""
-    value = quoted[1:-1]
+    return _unquote(quoted[1:-1])
+
+
+def _unquote(value: str) -> str | bool:
+    """Undo the escapes of a quoted value; False if it hides a control character."""
     if r"\\" not in value:  # then the escapes of a JSON cookie can go one kind after the other
         value = value.replace(r"\"", '"').replace(r"\054", ",")
     if "\\" not in value:
@@ -99,13 +125,17 @@ def quote(value: str) -> str:
 
     Values outside of the token alphabet go into double quotes, with octal escapes.
     """
-    if _is_token(value):
+    if not value.isascii():
+        return f'"{value.translate(_ESCAPES)}"'
+    special = value.encode().translate(None, _TOKEN)
+    if value and not special:
         return value
-    if value.isascii() and value.isprintable():
-        for character in '\\",;':
-            value = value.replace(character, _ESCAPES[ord(character)])
-        return f'"{value}"'
-    return f'"{value.translate(_ESCAPES)}"'
+    if special.translate(None, _PRINTABLE):
+        return f'"{value.translate(_ESCAPES)}"'
+    for code in b'\\",;':
+        if code in special:
+            value = value.replace(chr(code), _ESCAPES[code])
+    return f'"{value}"'
 
 
 def encode_base64(data: bytes) -> str:

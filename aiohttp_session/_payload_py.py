@@ -14,6 +14,8 @@ except ImportError:  # pragma: no cover - PyPy has no orjson
     orjson = None  # type: ignore[assignment]
 
 _DIGITS_TO_ZERO = bytes(ord("0") if chr(code) in "0123456789" else ord(" ") for code in range(256))
+_SAME = frozenset((str, bool, type(None)))
+_ONLY_STR = frozenset((str,))
 _dump_text = json.JSONEncoder(separators=(",", ":")).encode
 
 
@@ -62,18 +64,26 @@ def _load(text: str | bytes) -> Any:
 def _is_plain(value: Any) -> bool:
     """Tell whether orjson writes the value just as json does, or refuses it."""
     kind: Any = type(value)
-    if kind is str or kind is bool or value is None:
+    if kind in _SAME:
         return True
     if kind is int:
         return bool(-0x8000_0000_0000_0000 <= value <= 0xFFFF_FFFF_FFFF_FFFF)
     if kind is float:
         return bool(value - value == 0.0)  # false for NaN and the infinities
+    if kind is dict:
+        if not _ONLY_STR.issuperset(map(type, value)):
+            return False
+        value = value.values()
+    elif kind is not list and kind is not tuple:
+        return False
     try:
-        if kind is dict:
-            return all(type(key) is str for key in value) and all(map(_is_plain, value.values()))
-        return kind in (list, tuple) and all(map(_is_plain, value))
+        for item in value:
+            # Most items need no call.
+            if type(item) not in _SAME and not _is_plain(item):
+                return False
     except RecursionError:
         return False
+    return True
 
 
 def _dump(data: Any) -> str:
