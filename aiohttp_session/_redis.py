@@ -322,7 +322,7 @@ class Cluster:
     def __init__(self, client: Any, timeout: float) -> None:
         self._client = client
         self._timeout = timeout
-        self._servers: dict[Any, Server] = {}
+        self._servers: dict[str, Server] = {}
         self._unrouted: Batch[Operation, Any] = Batch(self._route, timeout=timeout)
 
     def submit(
@@ -331,10 +331,10 @@ class Cluster:
         node = self._find_node(operation)
         if node is None:
             return self._unrouted.submit(operation, size, droppable=droppable)
-        server = self._servers.get(node)
+        server = self._servers.get(node.name)
         if server is None:
             connections = _Node(node) if hasattr(node, "release") else None
-            server = self._servers[node] = Server(self._client, connections, self._timeout)
+            server = self._servers[node.name] = Server(self._client, connections, self._timeout)
         elif isinstance(server.connections, _Node):
             server.connections.node = node
         return server.submit(operation, size, droppable=droppable)
