@@ -103,6 +103,9 @@ class MemcachedStorage(RemoteStorage):
             max_connections=min(_MAX_CONNECTIONS, pool._maxsize),
         )
 
+    def _make_batch(self) -> Batch[Any, Any]:
+        return Batch(self._run, timeout=self._timeout)
+
     async def _run(self, operations: list[Callable[[], Awaitable[Any]]]) -> Sequence[Any]:
         calls = asyncio.gather(*(call() for call in operations), return_exceptions=True)
         # When the time is up they go on by themselves: aiomcache would put a connection back

@@ -11,14 +11,14 @@ import time
 import uuid
 import warnings
 from asyncio import sleep
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from http.cookies import CookieError
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 import aiohttp
 from aiohttp import hdrs, web
 
-from ._batch import Batch, PerLoop
+from ._batch import PerLoop
 from ._core import Session, decode, dumps, encode, find_cookie
 from ._set_cookie import CookieWriter
 from .log import log
@@ -658,13 +658,9 @@ class RemoteStorage(ServerStorage):
         self._timeout = timeout
         self._batches: PerLoop[Any] = PerLoop(self._make_batch)
 
+    @abc.abstractmethod
     def _make_batch(self) -> Any:
         """Make what has `Batch.submit` and `Batch.finish`, for one event loop."""
-        return Batch(self._run, timeout=self._timeout)
-
-    async def _run(self, operations: list[Any]) -> Sequence[Any]:
-        """Do a batch of operations, as `Batch` asks for it."""
-        raise NotImplementedError
 
     async def finish(self) -> None:
         """Wait for what is under way in this event loop."""
