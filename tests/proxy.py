@@ -60,6 +60,14 @@ class Proxy:
         """The number of connections that are open now."""
         return len(self._connections)
 
+    async def settles(self, connections: int) -> None:
+        """Wait until so many connections are open; fail if that takes seconds."""
+        for _ in range(500):
+            if self.open == connections:
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"{self.open} connections are open, not {connections}")
+
     async def listen(self) -> None:
         """Accept connections, at first or again after `refuse`."""
         port = getattr(self, "port", 0)

@@ -5,6 +5,7 @@ import gc
 import threading
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
+from unittest import mock
 from weakref import ref
 
 import pytest
@@ -207,9 +208,14 @@ async def test_a_run_without_an_answer_times_out(store: Store) -> None:
 
 
 async def test_operations_that_wait_for_a_worker_time_out_too(store: Store) -> None:
-    batch = Batch(store.run, timeout=0.05, max_workers=1, max_operations=1)
-    store.hold(1)
-    results = await asyncio.gather(*(batch.submit(i) for i in (1, 2, 3)), return_exceptions=True)
+    batch = Batch(store.run, timeout=0.2, max_workers=1, max_operations=1)
+    for number in (1, 2, 3):
+        store.hold(number)
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    with mock.patch.object(loop, "time", return_value=begun):  # all at the same moment
+        waiting = [batch.submit(number) for number in (1, 2, 3)]
+    results = await asyncio.gather(*waiting, return_exceptions=True)
     assert [type(result) for result in results] == [TimeoutError] * 3
     assert store.batches == [[1]]
 

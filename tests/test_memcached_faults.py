@@ -374,6 +374,5 @@ async def test_application_ends_with_its_saves_done_and_connections_closed(
     identity = response.cookies[own.cookie_name].value
     assert proxy.open == connections + 1
     await client.close()
-    await asyncio.sleep(0.01)
-    assert proxy.open == connections
+    await proxy.settles(connections)
     assert b'"a"' in (await storage.read(f"{own.cookie_name}_{identity}") or b"")

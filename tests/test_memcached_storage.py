@@ -263,8 +263,7 @@ async def test_finish_closes_the_connections_and_use_opens_new_ones(
     await storage.create("k", b"1", None)
     assert proxy.open == 1
     await storage.finish()
-    await asyncio.sleep(0.01)
-    assert proxy.open == 0
+    await proxy.settles(0)
     assert await storage.read("k") == b"1"
     await storage.finish()
     await storage.finish()
