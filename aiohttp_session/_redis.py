@@ -171,9 +171,9 @@ class Server:
         for _ in range(3):
             try:
                 return await operation[2](self._client)
-            except AttributeError:
+            except (AttributeError, TypeError):
                 # redis-py's cluster client has closed connections that others use, since a slot
-                # moved; what they hold is None now.
+                # moved; what they hold, or call, is None now.
                 pass
         return await operation[2](self._client)
 
