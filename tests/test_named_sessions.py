@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 from aiohttp import web
@@ -15,7 +15,7 @@ from aiohttp_session.memory_storage import MemoryStorage
 from tests.conftest import Clock
 from tests.contract import KEY
 
-Client = TestClient[web.Request, web.Application]
+Client: TypeAlias = "TestClient[web.Request, web.Application]"
 
 
 async def change(request: web.Request) -> web.Response:

@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 from aiohttp import ClientError, web
@@ -31,7 +31,7 @@ from tests.stores import MakeStorage, YieldingStorage, make_storage, stored
 __all__ = ("make_storage",)
 
 Action = Callable[[Session], object]
-Client = TestClient[web.Request, web.Application]
+Client: TypeAlias = "TestClient[web.Request, web.Application]"
 
 
 def nothing(session: Session) -> None:

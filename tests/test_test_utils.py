@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 from aiohttp import web
@@ -26,7 +26,7 @@ from tests.stores import MakeStorage, make_storage
 
 __all__ = ("make_storage",)
 
-Client = TestClient[web.Request, web.Application]
+Client: TypeAlias = "TestClient[web.Request, web.Application]"
 DATA = {"user": "ann", "cart": ["tea", {"n": 2}], 'ä;",\\ ': "ö"}
 
 
