@@ -62,6 +62,7 @@ async def set_session(
     for morsel in cookies.values():
         # The test server may speak plain HTTP, and under another name.
         morsel.update({"secure": "", "domain": ""})
+        morsel.setdefault("max-age", "")  # aiohttp 3.10 leaves it out, and then misses it
     client.session.cookie_jar.update_cookies(cookies, client.make_url("/"))
 
 

@@ -56,7 +56,10 @@ class App:
         self._on_prepare = app.on_response_prepare
         self._loop = asyncio.get_running_loop()
         self._message = make_mocked_request("GET", "/", loop=self._loop)._message
-        self._protocol: Any = SimpleNamespace(ssl_context=None, peername=None, sockname=None)
+        transport = SimpleNamespace(get_extra_info=lambda name, default=None: default)
+        self._protocol: Any = SimpleNamespace(
+            ssl_context=None, peername=None, sockname=None, transport=transport
+        )
 
     def requests(self, session_cookies: list[str | None], cookies: int = 4) -> list[web.Request]:
         """Make requests that carry sessions' cookies among others, so many in all."""
