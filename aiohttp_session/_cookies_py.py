@@ -76,9 +76,9 @@ def _is_regular(header: str) -> bool:
 def _find_quoted(header: str, name: str) -> str | bool | None:
     """Find a cookie that is the only quoted one, as base64 with padding and JSON are."""
     before, found, rest = header.partition(f'{name}="')
-    if not found or r"\\" in rest or before[-2:] not in {"", "; "} or not _is_regular(before):
+    if not found or before[-2:] not in {"", "; "} or not _is_regular(before):
         return None
-    end = rest.replace(r"\"", "  ").find('"')
+    end = rest.replace(r"\\", "  ").replace(r"\"", "  ").find('"')
     after = rest[end + 1 :]
     if end < 0 or after[:1] not in {"", ";"} or '"' in after or name in after:
         return None
@@ -107,10 +107,10 @@ def _find_among_odd(header: str, name: str) -> str | bool | None:
 
 def _unquote(value: str) -> str | bool:
     """Undo the escapes of a quoted value; False if it hides a control character."""
-    if r"\\" not in value:  # then the escapes of a JSON cookie can go one kind after the other
-        value = value.replace(r"\"", '"').replace(r"\054", ",")
-    if "\\" not in value:
-        return value
+    # Between escaped backslashes, the escapes of a JSON cookie can go one kind after the other.
+    parts = [part.replace(r"\"", '"').replace(r"\054", ",") for part in value.split(r"\\")]
+    if not any("\\" in part for part in parts):
+        return "\\".join(parts)
     value = _sub_escape(_unescape, value)
     # Newer versions of Python refuse control characters here.
     return False if _hides_control(value) else value

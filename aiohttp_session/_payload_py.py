@@ -6,6 +6,8 @@ The result is the standard json's, always; orjson does what it does without loss
 from __future__ import annotations
 
 import json
+import re
+from json.encoder import encode_basestring_ascii
 from typing import Any
 
 try:
@@ -17,6 +19,7 @@ _DIGITS_TO_ZERO = bytes(ord("0") if chr(code) in "0123456789" else ord(" ") for 
 _SAME = frozenset((str, bool, type(None)))
 _ONLY_STR = frozenset((str,))
 _dump_text = json.JSONEncoder(separators=(",", ":")).encode
+_sub_unprintable = re.compile("[^ -~]+").sub
 
 
 def encode(data: Any) -> bytes:
@@ -34,9 +37,11 @@ def encode(data: Any) -> bytes:
 
 
 def dumps(data: Any) -> str:
-    """Write JSON as compact ASCII text, for a cookie; raises as `encode` does."""
-    text = encode(data)
-    return text.decode("ascii") if text.isascii() else _dump(data)
+    """Write JSON as compact, printable ASCII text, for a cookie; raises as `encode` does."""
+    text = encode(data).decode("utf-8")
+    if text.isascii() and "\x7f" not in text:
+        return text
+    return _sub_unprintable(lambda found: encode_basestring_ascii(found[0])[1:-1], text)
 
 
 def decode(text: str | bytes) -> Any:

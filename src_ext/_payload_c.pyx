@@ -10,14 +10,18 @@ from cpython.float cimport PyFloat_AS_DOUBLE
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
+from libc.string cimport memcpy
 
 from . import _payload_py
 
 cdef extern from "Python.h":
     bint PyUnicode_IS_ASCII(object text)
-    const unsigned char* PyUnicode_1BYTE_DATA(object text)
+    unsigned char* PyUnicode_1BYTE_DATA(object text)
     Py_ssize_t PyUnicode_GET_LENGTH(object text)
+    str PyUnicode_New(Py_ssize_t size, Py_UCS4 maxchar)
     long long PyLong_AsLongLongAndOverflow(object value, int* overflow)
+
+cdef const char* HEX = b"0123456789abcdef"
 
 cdef object _orjson_dumps = getattr(_payload_py.orjson, "dumps", None)
 cdef object _orjson_loads = getattr(_payload_py.orjson, "loads", None)
@@ -44,9 +48,8 @@ def encode(data):
 
 
 def dumps(data):
-    """Write JSON as compact ASCII text, for a cookie; raises as `encode` does."""
-    text = encode(data).decode("utf-8")
-    return text if PyUnicode_IS_ASCII(text) else _payload_py._dump(data)
+    """Write JSON as compact, printable ASCII text, for a cookie; raises as `encode` does."""
+    return _escape(encode(data))
 
 
 def decode(text):
@@ -99,6 +102,54 @@ cdef bint _is_plain(object value, int depth) except -1:
                 return False
         return True
     return False
+
+
+cdef str _escape(bytes json):
+    """Write what is not printable ASCII in the strings of JSON as ``\\uXXXX``, for UTF-16."""
+    cdef const unsigned char* text = <const unsigned char*>PyBytes_AS_STRING(json)
+    cdef Py_ssize_t length = PyBytes_GET_SIZE(json), size = length, i = 0
+    cdef unsigned int code
+    for i in range(length):
+        # A character of two or three bytes takes six, one of four takes twelve, DEL takes six.
+        if text[i] >= 0x7F:
+            size += 5 if text[i] == 0x7F else -1 if text[i] < 0xC0 else 11 if text[i] >= 0xF0 else 5
+    escaped = PyUnicode_New(size, 127)
+    cdef unsigned char* out = PyUnicode_1BYTE_DATA(escaped)
+    if size == length:
+        memcpy(out, text, length)
+        return escaped
+    i = 0
+    while i < length:
+        code = text[i]
+        i += 1
+        if code < 0x7F:
+            out[0] = code
+            out += 1
+            continue
+        if code >= 0xF0:
+            code = (
+                (code & 7) << 18 | (text[i] & 63) << 12 | (text[i + 1] & 63) << 6 | text[i + 2] & 63
+            )
+            i += 3
+            out = _write_escape(out, 0xD7C0 + (code >> 10))
+            code = 0xDC00 | code & 0x3FF
+        elif code >= 0xE0:
+            code = (code & 15) << 12 | (text[i] & 63) << 6 | text[i + 1] & 63
+            i += 2
+        elif code >= 0xC0:
+            code = (code & 31) << 6 | text[i] & 63
+            i += 1
+        out = _write_escape(out, code)
+    return escaped
+
+
+cdef unsigned char* _write_escape(unsigned char* out, unsigned int unit) noexcept:
+    out[0] = c"\\"
+    out[1] = c"u"
+    cdef int i
+    for i in range(4):
+        out[2 + i] = HEX[unit >> (12 - 4 * i) & 15]
+    return out + 6
 
 
 cdef bint _is_64_bits(object value) except -1:
