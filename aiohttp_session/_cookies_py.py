@@ -6,6 +6,7 @@ import re
 import string
 from binascii import a2b_base64, b2a_base64
 from functools import lru_cache
+from typing import Any
 
 _is_name = lru_cache(maxsize=64)(re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII).fullmatch)
 # Characters to delete from bytes, which is the fastest way to see whether there are others.
@@ -36,8 +37,7 @@ _hides_control = re.compile(r"[\x00-\x1f\x7f]").search
 # Which characters a text of urlsafe base64 ends with, by what its length is over a multiple of 4.
 _ENDS = (f"{string.ascii_letters}{string.digits}-_", "", "AQgw", "AEIMQUYcgkosw048")
 
-_ESCAPES = {code: f"\\{code:03o}" for code in (*range(32), ord(","), ord(";"), *range(127, 256))}
-_ESCAPES |= {ord('"'): '\\"', ord("\\"): "\\\\"}
+_ESCAPES = {"\\": r"\\", '"': r"\"", ",": r"\054", ";": r"\073"}  # backslashes go first
 
 
 def find_cookie(header: str, name: str) -> str | bool | None:
@@ -120,21 +120,23 @@ def _unescape(escape: re.Match[str]) -> str:
     return chr(int(escape[1], 8)) if escape[1] else escape[2]
 
 
-def quote(value: str) -> str:
+def quote(value: Any) -> str | None:
     """Write a cookie value as ``http.cookies`` does.
 
     Values outside of the token alphabet go into double quotes, with octal escapes.
+
+    :return: None for what is no printable ASCII: versions of ``http.cookies`` differ about it.
     """
-    if not value.isascii():
-        return f'"{value.translate(_ESCAPES)}"'
+    if type(value) is not str or not value.isascii():
+        return None
     special = value.encode().translate(None, _TOKEN)
     if value and not special:
         return value
     if special.translate(None, _PRINTABLE):
-        return f'"{value.translate(_ESCAPES)}"'
-    for code in b'\\",;':
-        if code in special:
-            value = value.replace(chr(code), _ESCAPES[code])
+        return None
+    for char, escape in _ESCAPES.items():
+        if char in value:
+            value = value.replace(char, escape)
     return f'"{value}"'
 
 

@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator, MutableMapping
 from typing import Any
 
+from ._payload_py import decode
+
 _SCALARS = frozenset((str, int, float, bool, type(None)))
 
 
@@ -54,10 +56,9 @@ class Session(MutableMapping[str, Any]):
         max_age: int | None = None,
     ) -> None:
         mapping: dict[str, Any] = {}
-        now = int(time.time())
         created = data.get("created", None) if data else None
         # Without a known age, a session is as old as Unix time.
-        expired = max_age is not None and now - (created or 0) > max_age
+        expired = max_age is not None and _now() - (created or 0) > max_age
         if data and not expired:
             mapping.update(data.get("session", None) or ())
         # A literal empty mapping is a record that was emptied: its id must not be used again.
@@ -67,7 +68,7 @@ class Session(MutableMapping[str, Any]):
         self._identity = None if emptied else identity
         self._new = new or emptied
         self._max_age = max_age
-        self._created = now if self._new or created is None else created
+        self._created = _now() if self._new or created is None else created
         self._fingerprint = fingerprint(mapping)
 
     def __repr__(self) -> str:
@@ -153,24 +154,24 @@ class Session(MutableMapping[str, Any]):
     def __setitem__(self, key: str, value: Any) -> None:
         self._mapping[key] = value
         self._changed = True
-        self._created = int(time.time())
+        self._created = _now()
 
     def __delitem__(self, key: str) -> None:
         del self._mapping[key]
         self._changed = True
-        self._created = int(time.time())
+        self._created = _now()
 
     def _needs_save(self) -> bool:
         """Tell whether the session must be saved, and note nested changes that nobody announced."""
         if self._changed or self._replaces is not None:
             if self._touch:
-                self._created = int(time.time())
+                self._created = _now()
             return True
         if self._fingerprint is not None and self._fingerprint != fingerprint(self._mapping):
             self._changed = True
         elif not self._touch:
             return False
-        self._created = int(time.time())
+        self._created = _now()
         return True
 
     def _was_saved(self) -> None:
@@ -178,6 +179,30 @@ class Session(MutableMapping[str, Any]):
         self._changed = self._renew = self._touch = False
         self._replaces = None
         self._fingerprint = fingerprint(self._mapping)
+
+
+def restore(payload: str | bytes, identity: Any | None, max_age: int | None) -> Session | None:
+    """Make a session of a payload in the usual form: created, session and perhaps max_age.
+
+    :param max_age: the session's, if the payload has none of its own.
+    :return: None for any other payload, also for a damaged one and an expired session.
+    """
+    try:
+        data = decode(payload)
+    except (ValueError, RecursionError):
+        return None
+    if type(data) is not dict:
+        return None
+    created: Any = data.get("created")
+    if len(data) == 3:
+        max_age = data.get("max_age", ...)
+    elif len(data) != 2:
+        return None
+    if not (_is_time(created) and type(data.get("session")) is dict):
+        return None
+    if max_age is not None and not (_is_time(max_age) and _now() - created <= max_age):
+        return None
+    return Session(identity, data=data, new=False, max_age=max_age)
 
 
 def fingerprint(mapping: dict[str, Any]) -> bytes | None:
@@ -201,3 +226,11 @@ def fingerprint(mapping: dict[str, Any]) -> bytes | None:
         return repr(nested).encode("utf-8", "backslashreplace")
     except RecursionError:  # too deep to be saved, too
         return b"too deep"
+
+
+def _is_time(value: Any) -> bool:
+    return type(value) is int and -(2**53) < value < 2**53
+
+
+def _now() -> int:
+    return int(time.time())

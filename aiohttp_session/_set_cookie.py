@@ -21,9 +21,9 @@ class CookieWriter:
     """Puts one storage's cookie on responses, just as ``response.set_cookie`` would."""
 
     def __init__(self) -> None:
-        self._second = 0
         self._name = ""
         self._params: dict[str, Any] = {}
+        self._second = 0
         self._styles: dict[Any, _Style] = {}
 
     def write(
@@ -43,22 +43,25 @@ class CookieWriter:
         """
         style = self._style(name, params, max_age if value else "delete")
         cookies = response.cookies
-        if not value:
-            cookies.pop(name, None)
-        elif name in cookies or not _is_plain(value):
-            response.set_cookie(name, value, **style.params)
-            if style.partitioned:
-                coded = cookies[name].coded_value
-                cookies[name] = _WrittenMorsel(name, value, coded, style)
-            return len(cookies[name].OutputString())
         coded = quote(value)
-        cookies[name] = _WrittenMorsel(name, value, coded, style)
+        if not value:
+            coded = '""'
+            cookies.pop(name, None)
+        elif coded is None or name in cookies:
+            response.set_cookie(name, value, **style.params)
+            coded = cookies[name].coded_value
+            if not style.partitioned:
+                return len(cookies[name].OutputString())
+        # What SimpleCookie does with a Morsel, after a look at its type.
+        dict.__setitem__(cookies, name, _WrittenMorsel.make(name, value, coded, style))
         return len(name) + len("=") + len(coded) + len(style.tail)
 
     def _style(self, name: str, params: Mapping[str, Any], lifetime: float | str | None) -> _Style:
-        second = int(time.time())
-        if second != self._second or params != self._params or name != self._name:
-            self._second, self._params, self._name = second, dict(params), name
+        if params != self._params or name != self._name:
+            self._params, self._name = dict(params), name
+            self._styles.clear()
+        if lifetime is not None and (second := int(time.time())) != self._second:
+            self._second = second  # of which ``expires`` is
             self._styles.clear()
         style = self._styles.get(lifetime)
         if style is None:
@@ -69,16 +72,6 @@ class CookieWriter:
                 params = {**params, "max_age": lifetime, "expires": expires}
             style = self._styles[lifetime] = _Style(name, params)
         return style
-
-
-def _is_plain(value: Any) -> bool:
-    """Tell whether a value is one that any http.cookies takes; newer ones are stricter."""
-    # str.isprintable would take four times as long.
-    return (
-        value.__class__ is str  # else an id of another type, of a storage of somebody's own
-        and value.isascii()
-        and not value.encode().translate(None, _PRINTABLE)
-    )
 
 
 class _Style:
@@ -94,7 +87,7 @@ class _Style:
         if self.partitioned:
             self.attributes["partitioned"] = True
         self.tail = ""
-        self.tail = _WrittenMorsel(name, "v", "v", self).write()[len(name) + len("=v") :]
+        self.tail = _WrittenMorsel.make(name, "v", "v", self).write()[len(name) + len("=v") :]
 
 
 class _WrittenMorsel(Morsel[str]):
@@ -104,12 +97,18 @@ class _WrittenMorsel(Morsel[str]):
     _flags = {*Morsel._flags, "partitioned"}  # type: ignore[attr-defined]  # noqa: RUF012
 
     _written: tuple[str, str] | None = None  # as in copies, which don't know it
+    _style: _Style
 
-    def __init__(self, name: str, value: str, coded: str, style: _Style) -> None:
-        dict.__init__(self, style.attributes)
-        self.__setstate__({"key": name, "value": value, "coded_value": coded})  # type: ignore[attr-defined]
-        self._style = style
-        self._written = (name, coded)
+    __init__ = dict.__init__  # Morsel's would fill in attributes that the style has at hand
+
+    @classmethod
+    def make(cls, name: str, value: str, coded: str, style: _Style) -> _WrittenMorsel:
+        """Make a Morsel of a style."""
+        morsel: _WrittenMorsel = cls(style.attributes)
+        morsel.__setstate__({"key": name, "value": value, "coded_value": coded})  # type: ignore[attr-defined]
+        morsel._written = name, coded
+        morsel._style = style
+        return morsel
 
     def OutputString(self, attrs: Any = None) -> str:  # noqa: N802 - Morsel's name
         pair = (self.key, self.coded_value)

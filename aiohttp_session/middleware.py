@@ -41,11 +41,13 @@ async def get_session(request: web.Request, name: str | None = None) -> Session:
     :param name: which session, if the application was set up with several.
     :raises RuntimeError: if the application was not set up with such a session.
     """
-    session_key, storage_key = _keys(name)
-    session: Session | None = _peek(request, session_key)
+    session_key, storage_key = (SESSION_KEY, STORAGE_KEY) if name is None else _keys(name)
+    # request.get would raise and catch an exception for a missing key.
+    session: Session | None = request[session_key] if session_key in iter(request) else None
     if session is None:
         storage = _storage(request, storage_key)
-        session = _checked(await storage.load_session(request), storage)
+        session = await storage.load_session(request)
+        _check(session, storage)
         request[session_key] = session
     return session
 
@@ -60,20 +62,19 @@ async def new_session(request: web.Request, name: str | None = None) -> Session:
     """
     session_key, storage_key = _keys(name)
     storage = _storage(request, storage_key)
-    session = _checked(await storage.new_session(), storage)
+    session = await storage.new_session()
+    _check(session, storage)
     if isinstance(storage, LifecycleStorage):
         storage._replace_session(request, session, request.get(session_key))
     request[session_key] = session
     return session
 
 
-def _peek(request: web.Request, key: str) -> Any:
-    """Return ``request.get(key)``, without the exception that a missing key costs in there."""
-    return request[key] if key in iter(request) else None
-
-
 def _storage(request: web.Request, key: str) -> AbstractStorage:
-    storage: AbstractStorage | None = _peek(request, key)
+    try:
+        storage: AbstractStorage | None = request[key]
+    except KeyError:
+        storage = None
     if storage is None:
         raise RuntimeError(
             "Install aiohttp_session middleware in your aiohttp.web.Application: "
@@ -82,10 +83,9 @@ def _storage(request: web.Request, key: str) -> AbstractStorage:
     return storage
 
 
-def _checked(session: object, storage: object) -> Session:
+def _check(session: object, storage: object) -> None:
     if not isinstance(session, Session):
         raise RuntimeError(f"The storage {storage!r} must give a Session, not {session!r}")
-    return session
 
 
 def session_middleware(storage: AbstractStorage) -> Middleware:
@@ -162,8 +162,7 @@ def _middleware(storage: AbstractStorage, name: str | None, *, streams: bool) ->
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        outer = _peek(request, storage_key)
-        if outer is not None and outer.cookie_name != storage.cookie_name:
+        if storage_key in iter(request) and _differs(request[storage_key], storage):
             # Two applications, one inside the other, each with a session of its own.
             with _put_aside(request, session_key, storage_key):
                 return await middleware(request, handler)
@@ -178,7 +177,8 @@ def _middleware(storage: AbstractStorage, name: str | None, *, streams: bool) ->
             if streams and _has_left(request, error):
                 await _save_late(storage, request.get(session_key))
             raise
-        if not isinstance(response, web.StreamResponse):
+        # Most are just that, and isinstance takes its time with the others.
+        if type(response) is not web.Response and not isinstance(response, web.StreamResponse):
             raise RuntimeError(f"Expect response, not {type(response)!r}")
         if (session := _unsaved(request, session_key)) is not None:
             await _save(storage, session, request, response, streams=streams)
@@ -188,28 +188,43 @@ def _middleware(storage: AbstractStorage, name: str | None, *, streams: bool) ->
     return middleware
 
 
-def _unsaved(request: web.Request, session_key: str) -> Session | None:
-    """Return the session of a request, if it has one that must be saved."""
-    session: Session | None = _peek(request, session_key)
-    return session if session is not None and _needs_save(session) else None
+def _differs(outer: AbstractStorage | None, storage: AbstractStorage) -> bool:
+    return outer is not None and outer.cookie_name != storage.cookie_name
 
 
-async def _save(
+def _unsaved(request: web.Request, session_key: str) -> Any:
+    """Return the session of a request, if it has one that must be saved; else None."""
+    if session_key not in iter(request):
+        return None
+    session: Any = request[session_key]
+    if isinstance(session, Session):
+        return session if session._needs_save() else None
+    # Somebody's own object in place of a session, as get_session allows; or None.
+    return session if getattr(session, "_changed", False) else None
+
+
+def _save(
     storage: AbstractStorage,
     session: Session,
     request: web.Request,
     response: web.StreamResponse,
     *,
     streams: bool,
-) -> None:
-    plain = isinstance(response, web.Response)
-    failed = isinstance(response, web.HTTPException)
-    if streams and (failed or not plain) and _STARTED_KEY in request:
-        await _save_late(storage, session)
-    elif plain:
-        if response.prepared:
-            raise RuntimeError("Cannot save session data into prepared response")
-        await storage.save_session(request, response, session)
+) -> Awaitable[None]:
+    if type(response) is not web.Response:
+        plain = isinstance(response, web.Response)
+        failed = isinstance(response, web.HTTPException)
+        if streams and (failed or not plain) and _STARTED_KEY in request:
+            return _save_late(storage, session)
+        if not plain:
+            return _nothing()
+    if response.prepared:
+        raise RuntimeError("Cannot save session data into prepared response")
+    return storage.save_session(request, response, session)
+
+
+async def _nothing() -> None:
+    """Do nothing."""
 
 
 async def _save_late(storage: AbstractStorage, session: object) -> None:
@@ -241,10 +256,3 @@ def _has_left(request: web.Request, error: BaseException) -> bool:
     transport = request.transport
     gone = transport is None or transport.is_closing()
     return _STARTED_KEY in request and (gone or isinstance(error, asyncio.CancelledError))
-
-
-def _needs_save(session: object) -> bool:
-    if isinstance(session, Session):
-        return session._needs_save()
-    # Somebody's own object in place of a session, as get_session allows.
-    return bool(getattr(session, "_changed", False))

@@ -19,7 +19,7 @@ import aiohttp
 from aiohttp import hdrs, web
 
 from ._batch import PerLoop
-from ._core import Session, decode, dumps, encode, find_cookie
+from ._core import Session, decode, dumps, encode, find_cookie, restore
 from ._set_cookie import CookieWriter
 from .log import log
 
@@ -283,24 +283,25 @@ class LifecycleStorage(AbstractStorage):
         self, identity: str | None, payload: str | bytes, sealed_at: int | None = None
     ) -> Session | None:
         """Make a session of its payload; None if that is damaged, or was sealed too long ago."""
-        data = self._read_payload(payload)
-        if data is None:
-            return None
-        max_age = data.get("max_age", self.max_age)
-        if sealed_at is not None and max_age is not None:
-            idle = int(time.time()) - sealed_at
-            if not -_CLOCK_SKEW <= idle <= max_age:
+        session = issued = None
+        if self._lifetime is None and self._decoder is decode:
+            session = restore(payload, identity, self.max_age)
+        if session is None:
+            data = self._read_payload(payload)
+            if data is None:
                 return None
-        session = Session(identity, data=data, new=False, max_age=max_age)
-        if self._lifetime is not None and not session.empty:
+            max_age = data.get("max_age", self.max_age)
+            session = Session(identity, data=data, new=False, max_age=max_age)
             issued = data.get("issued")
-            if issued is None:
-                issued = session.created
-            if time.time() - issued >= self._lifetime:
-                session = Session(identity, data=None, new=False, max_age=max_age)
+        if sealed_at is not None and session.max_age is not None:
+            idle = int(time.time()) - sealed_at
+            if not -_CLOCK_SKEW <= idle <= session.max_age:
+                return None
+        if self._lifetime is not None and not session.empty:
+            session._issued = session.created if issued is None else issued
+            if time.time() - session._issued >= self._lifetime:
+                session = Session(identity, data=None, new=False, max_age=session.max_age)
                 session._renew = True
-            else:
-                session._issued = issued
         if self._touch_after is not None and not session.empty:
             age = time.time() - session.created
             # Saved in the future: the clock was set back, but the store's own goes on.

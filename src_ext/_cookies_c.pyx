@@ -158,20 +158,25 @@ def quote(value):
     """Write a cookie value as ``http.cookies`` does.
 
     Values outside of the token alphabet go into double quotes, with octal escapes.
+
+    :return: None for what is no printable ASCII: versions of ``http.cookies`` differ about it.
     """
     if type(value) is not str or not PyUnicode_IS_ASCII(value):
-        return _cookies_py.quote(value)
+        return None
     cdef const unsigned char* text = PyUnicode_1BYTE_DATA(value)
     cdef Py_ssize_t length = PyUnicode_GET_LENGTH(value)
     cdef Py_ssize_t i, size = length + 2
-    cdef unsigned char code, all_kinds = BARE if length else 0
+    cdef unsigned char code, all_kinds = BARE | QUOTED
+    for i in range(length):
+        all_kinds &= KINDS[text[i]]
+    if not all_kinds & QUOTED:
+        return None
+    if all_kinds & BARE and length:
+        return value
     for i in range(length):
         code = text[i]
-        all_kinds &= KINDS[code]
         if not KINDS[code] & PLAIN:
-            size += 1 if code == c'"' or code == c"\\" else 3
-    if all_kinds & BARE:
-        return value
+            size += 1 if code == c'"' or code == c"\\" else 3  # a comma or semicolon
     quoted = PyUnicode_New(size, 127)
     cdef unsigned char* out = PyUnicode_1BYTE_DATA(quoted)
     out[0] = out[size - 1] = c'"'
@@ -187,8 +192,8 @@ def quote(value):
             out[1] = code
             out += 2
         else:
-            out[1] = c"0" + (code >> 6)
-            out[2] = c"0" + (code >> 3 & 7)
+            out[1] = c"0"
+            out[2] = c"0" + (code >> 3)
             out[3] = c"0" + (code & 7)
             out += 4
     return quoted

@@ -18,6 +18,7 @@ from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.string cimport memcmp
 
 from . import _session_py
+from ._payload_c import decode
 
 cdef extern from *:
     """
@@ -31,18 +32,25 @@ cdef extern from *:
     """
     void present(PyTypeObject* type)
 
+cdef extern from "Python.h":
+    long long PyLong_AsLongLongAndOverflow(object value, int* overflow)
+
 # How deep a session is looked into here; deeper ones are `_session_py`'s, and the C stack small.
 cdef enum:
     MAX_DEPTH = 200
+# Beyond it, no float can hold a time in seconds.
+cdef long long MAX_TIME = 2**53
 
 cdef object _MISSING = MutableMapping._MutableMapping__marker
+cdef object _UNTAKEN = object()  # in place of a fingerprint, while no container was handed out
 
 
 @cython.auto_pickle(False)
 @cython.freelist(64)
 cdef class Session:
-    cdef public object _changed, _created, _identity, _mapping, _max_age, _new
+    cdef public object _changed, _created, _identity, _max_age, _new
     cdef public object _issued, _record, _renew, _replaces, _touch, _fingerprint
+    cdef object _contents
     cdef dict __dict__
     cdef object __weakref__
 
@@ -55,7 +63,6 @@ cdef class Session:
         self._renew = self._touch = False
 
     def __init__(self, identity, *, data, new, max_age=None):
-        now = _now()
         created = stored = None
         if type(data) is dict:
             emptied = not data
@@ -65,30 +72,41 @@ cdef class Session:
                 created = data.get("created", None)
             emptied = data == {}
         # Without a known age, a session is as old as Unix time.
-        expired = max_age is not None and now - (created or 0) > max_age
+        expired = max_age is not None and _now() - (created or 0) > max_age
         if data and not expired:
             stored = data.get("session", None)
         if type(stored) is dict:
-            self._mapping = PyDict_Copy(stored)
+            self._contents = PyDict_Copy(stored)
         else:
-            self._mapping = {}
-            self._mapping.update(stored or ())
+            self._contents = {}
+            self._contents.update(stored or ())
         self._changed = False
         self._identity = None if emptied else identity
         self._new = new or emptied
         self._max_age = max_age
-        self._created = now if self._new or created is None else created
-        self._fingerprint = _take_fingerprint(self._mapping)
+        self._created = _now() if self._new or created is None else created
+        self._fingerprint = _take_fingerprint(self._contents)
 
     def __repr__(self):
         return (
             f"<{type(self).__name__} [new:{(<object>self).new}, changed:{self._changed}, "
-            f"created:{(<object>self).created}] {self._mapping!r}>"
+            f"created:{(<object>self).created}] {self._contents!r}>"
         )
 
     @classmethod
     def __class_getitem__(cls, item):
         return GenericAlias(cls, item)
+
+    @property
+    def _mapping(self):
+        if not self._changed:
+            self._take_fingerprint()
+        return self._contents
+
+    @_mapping.setter
+    def _mapping(self, value):
+        self._take_fingerprint()
+        self._contents = value
 
     @property
     def new(self):
@@ -108,7 +126,7 @@ cdef class Session:
     @property
     def empty(self):
         """Whether the session holds nothing."""
-        return not self._mapping
+        return not self._contents
 
     @property
     def max_age(self):
@@ -132,7 +150,7 @@ cdef class Session:
         self._renew = True
         # What is written from here on is another session.
         self._issued = self._record = None
-        self._mapping = {}
+        self._contents = {}
 
     def regenerate_id(self):
         """Keep the data, but have them saved under a new id, and the old record deleted.
@@ -153,36 +171,36 @@ cdef class Session:
         self._identity = identity
 
     def __len__(self):
-        return len(self._mapping)
+        return len(self._contents)
 
     def __iter__(self):
-        return iter(self._mapping)
+        return iter(self._contents)
 
     def __contains__(self, key):
-        return key in self._mapping
+        return key in self._contents
 
     def __getitem__(self, key):
-        return self._mapping[key]
+        return self._hand_out(self._contents[key])
 
     def __setitem__(self, key, value):
-        self._mapping[key] = value
+        self._contents[key] = value
         self._note_change()
 
     def __delitem__(self, key):
-        del self._mapping[key]
+        del self._contents[key]
         self._note_change()
 
     def __eq__(self, other):
-        if type(self) is Session and type(self._mapping) is dict:
-            contents = (<Session>other)._mapping if type(other) is Session else other
+        if type(self) is Session and type(self._contents) is dict:
+            contents = (<Session>other)._contents if type(other) is Session else other
             if type(contents) is dict:
-                return self._mapping == contents
+                return self._contents == contents
         return Mapping.__eq__(self, other)
 
     def get(self, key, default=None):
         """Return the value of a key, or the default if there is none."""
         if self._is_simple():
-            return _get(<dict>self._mapping, key, default)
+            return self._hand_out(_get(<dict>self._contents, key, default))
         return MutableMapping.get(self, key, default)
 
     @cython.binding(True)  # or inspect could not show the default
@@ -193,8 +211,9 @@ cdef class Session:
         """
         if not self._is_simple():
             return MutableMapping.pop(self, key, default)
-        value = _get(<dict>self._mapping, key, _MISSING)
+        value = _get(<dict>self._contents, key, _MISSING)
         if value is not _MISSING:
+            self._take_fingerprint()
             del self[key]
             return value
         if default is _MISSING:
@@ -212,15 +231,15 @@ cdef class Session:
         """Delete all keys."""
         if not self._is_simple():
             MutableMapping.clear(self)
-        elif self._mapping:
-            (<dict>self._mapping).clear()
+        elif self._contents:
+            (<dict>self._contents).clear()
             self._note_change()
 
     def update(self, other=(), /, **kwds):
         """Set the keys of a mapping, or of an iterable of pairs, and those given by name."""
         if not kwds and type(other) is dict and self._is_simple():
             if other:
-                (<dict>self._mapping).update(other)
+                (<dict>self._contents).update(other)
                 self._note_change()
         else:
             MutableMapping.update(self, other, **kwds)
@@ -229,9 +248,9 @@ cdef class Session:
         """Return the value of a key; set it to the default if there is none."""
         if not self._is_simple():
             return MutableMapping.setdefault(self, key, default)
-        value = _get(<dict>self._mapping, key, _MISSING)
+        value = _get(<dict>self._contents, key, _MISSING)
         if value is not _MISSING:
-            return value
+            return self._hand_out(value)
         self[key] = default
         return default
 
@@ -253,7 +272,11 @@ cdef class Session:
             if self._touch:
                 self._created = _now()
             return True
-        if self._fingerprint is not None and _differs(self._fingerprint, self._mapping):
+        if (
+            self._fingerprint is not None
+            and self._fingerprint is not _UNTAKEN
+            and _differs(self._fingerprint, self._contents)
+        ):
             self._changed = True
         elif not self._touch:
             return False
@@ -264,15 +287,16 @@ cdef class Session:
         """Start over with looking for changes, after a save."""
         self._changed = self._renew = self._touch = False
         self._replaces = None
-        self._fingerprint = _take_fingerprint(self._mapping)
+        self._fingerprint = _take_fingerprint(self._contents)
 
     def __reduce__(self):
         return copyreg.__newobj__, (type(self),), (<object>self).__getstate__()
 
     def __getstate__(self):
+        self._take_fingerprint()
         state = {
             "_changed": self._changed,
-            "_mapping": self._mapping,
+            "_mapping": self._contents,
             "_identity": self._identity,
             "_new": self._new,
             "_max_age": self._max_age,
@@ -287,17 +311,28 @@ cdef class Session:
         }
         if type(self._fingerprint) is _Contents:
             # As the other implementation has it, or something that it never makes.
-            changed = _differs(self._fingerprint, self._mapping)
-            state["_fingerprint"] = b"" if changed else _session_py.fingerprint(self._mapping)
+            changed = _differs(self._fingerprint, self._contents)
+            state["_fingerprint"] = b"" if changed else _session_py.fingerprint(self._contents)
         return state
 
     def __setstate__(self, state):
         for name, value in state.items():
             setattr(self, name, value)
 
+    cdef object _hand_out(self, value):
+        """Return a value to somebody who may change it if it is a container."""
+        if self._fingerprint is _UNTAKEN and not _is_scalar(value):
+            self._take_fingerprint()
+        return value
+
+    cdef int _take_fingerprint(self) except -1:
+        if self._fingerprint is _UNTAKEN:
+            self._fingerprint = _take_fingerprint(self._contents)
+        return 0
+
     cdef bint _is_simple(self) noexcept:
         """Tell whether nothing is overridden, and the contents are a dict's."""
-        return type(self) is Session and type(self._mapping) is dict
+        return type(self) is Session and type(self._contents) is dict
 
     cdef int _note_change(self) except -1:
         self._changed = True
@@ -307,6 +342,39 @@ cdef class Session:
 
 present(<PyTypeObject*>Session)
 MutableMapping.register(Session)
+
+
+def restore(payload, identity, max_age):
+    """Make a session of a payload in the usual form: created, session and perhaps max_age.
+
+    :param max_age: the session's, if the payload has none of its own.
+    :return: None for any other payload, also for a damaged one and an expired session.
+    """
+    cdef Session session
+    try:
+        data = decode(payload)
+    except (ValueError, RecursionError):
+        return None
+    if type(data) is not dict:
+        return None
+    created = _get(<dict>data, "created", None)
+    stored = _get(<dict>data, "session", None)
+    if len(<dict>data) == 3:
+        max_age = _get(<dict>data, "max_age", _MISSING)
+    elif len(<dict>data) != 2:
+        return None
+    if not (_is_time(created) and type(stored) is dict and (max_age is None or _is_time(max_age))):
+        return None
+    if max_age is not None and _now() - created > max_age:
+        return None
+    session = Session.__new__(Session)
+    session._changed = session._new = False
+    session._created = created
+    session._identity = identity
+    session._max_age = max_age
+    session._contents = stored  # not a copy: nobody else has it
+    session._fingerprint = _UNTAKEN
+    return session
 
 
 def fingerprint(mapping):
@@ -322,6 +390,15 @@ def fingerprint(mapping):
 
 cdef object _now():
     return int(time.time())
+
+
+cdef bint _is_time(value) except -1:
+    cdef int overflow
+    cdef long long number
+    if type(value) is not int:
+        return False
+    number = PyLong_AsLongLongAndOverflow(value, &overflow)
+    return overflow == 0 and -MAX_TIME < number < MAX_TIME
 
 
 cdef object _get(dict mapping, key, default):

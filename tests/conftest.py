@@ -19,7 +19,7 @@ _TWINS = {"_cookies_c": _cookies_py, "_payload_c": _payload_py, "_session_c": _s
 _NAMES = (
     *("find_cookie", "quote", "encode_base64", "decode_base64"),
     *("encode", "dumps", "decode"),
-    *("Session", "fingerprint"),
+    *("Session", "fingerprint", "restore"),
 )
 _PURE_ONLY = bool(os.environ.get("AIOHTTP_SESSION_NO_EXTENSIONS"))
 

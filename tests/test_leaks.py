@@ -24,7 +24,9 @@ def run(name: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("name", ["find_cookie", "quote", "encode", "dumps", "decode", "session"])
+@pytest.mark.parametrize(
+    "name", ["find_cookie", "quote", "encode", "dumps", "decode", "session", "restore"]
+)
 def test_a_million_calls_leave_nothing_behind(name: str, implementation: str) -> None:
     if implementation != "cython":
         pytest.skip("the scripts run the compiled twins, once")

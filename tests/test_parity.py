@@ -436,16 +436,101 @@ def test_sessions_behave_the_same(data: Any, new: bool, max_age: Any, steps: lis
         if isinstance(made[0], tuple):
             assert made[0] == made[1]
             return
-        compiled, pure = made
+        take(steps, made, clock)
+
+
+def take(steps: list[Any], made: list[Any], clock: mock.Mock) -> None:
+    """Do the same with both sessions, and look whether they stay alike."""
+    compiled, pure = made
+    assert state(compiled) == state(pure)
+    for name, *arguments in steps:
+        clock.return_value += 1
+        results = [outcome(getattr(session, name), *copy.deepcopy(arguments)) for session in made]
+        if name != "__iter__":
+            assert results[0] == results[1]
         assert state(compiled) == state(pure)
-        for name, *arguments in steps:
-            clock.return_value += 1
-            results = [
-                outcome(getattr(session, name), *copy.deepcopy(arguments)) for session in made
-            ]
-            if name != "__iter__":
-                assert results[0] == results[1]
-            assert state(compiled) == state(pure)
+
+
+def match_a(session: object) -> object:
+    match session:
+        case {"a": value}:
+            return value
+    return None
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.floats(allow_nan=False) | st.text(),
+    lambda items: st.lists(items) | st.dictionaries(st.text(), items),
+    max_leaves=6,
+)
+TIMES = st.sampled_from(
+    [NOW, NOW - 50, 0, 2**53 - 1, 2**53, -(2**53), 10**30, 1.5, True, None, "x"]
+)
+PAYLOADS = st.one_of(
+    st.fixed_dictionaries(
+        {"created": TIMES | st.just(NOW), "session": st.dictionaries(KEY, JSON_VALUES)},
+        optional={"max_age": TIMES | st.integers(-1, 100), "issued": TIMES, "other": st.none()},
+    ),
+    st.dictionaries(st.sampled_from(["created", "session", "max_age"]), TIMES | JSON_VALUES),
+    JSON_VALUES,
+).map(json.dumps) | st.sampled_from(["", "{", "[" * 100_000, '{"created":1,"session":{"a":NaN}}'])
+
+
+def restored(payload: Any, max_age: Any) -> list[Any]:
+    """Let both twins make a session of a payload."""
+    return [module.restore(payload, "id", max_age) for module in (_session_c, _session_py)]
+
+
+@TEXTS
+@given(PAYLOADS, st.sampled_from([None, 0, 49, 50, 10**9, 2.5]))
+def test_restore(payload: str, max_age: Any) -> None:
+    with mock.patch("time.time", return_value=NOW + 0.9):
+        for text in (payload, payload.encode()):
+            compiled, pure = restored(text, max_age)
+            assert (compiled is None) == (pure is None)
+            if pure is not None:
+                assert state(compiled) == state(pure)
+                loaded = json.loads(payload)
+                plain = CLASSES[0](
+                    "id", data=loaded, new=False, max_age=loaded.get("max_age", max_age)
+                )
+                assert state(compiled) == state(plain)
+
+
+@given(st.dictionaries(KEY, JSON_VALUES), st.lists(STEPS))
+def test_restored_sessions_behave_the_same(items: Any, steps: list[Any]) -> None:
+    with mock.patch("time.time", return_value=NOW + 0.9) as clock:
+        take(steps, restored(json.dumps({"created": NOW, "session": items}), 10**6), clock)
+
+
+ACCESSES: dict[str, Callable[[Any], Any]] = {
+    "item": lambda session: session["a"],
+    "get": lambda session: session.get("a"),
+    "setdefault": lambda session: session.setdefault("a", None),
+    "values": lambda session: next(iter(session.values())),
+    "items": lambda session: next(iter(session.items()))[1],
+    "mapping": lambda session: session._mapping["a"],
+    "copy": lambda session: copy.copy(session)["a"],
+    "state": lambda session: session.__reduce_ex__(2)[2]["_mapping"]["a"],
+    "pattern": match_a,
+    "stars": lambda session: {**session}["a"],
+}
+
+
+@pytest.mark.parametrize("access", ACCESSES.values(), ids=ACCESSES)
+@pytest.mark.parametrize("saved", [False, True])
+def test_whoever_hands_out_a_container_notices_its_change(
+    access: Callable[[Any], Any], saved: bool
+) -> None:
+    for session in restored('{"created":1,"session":{"a":[{"b":1}],"c":1}}', None):
+        value = access(session)
+        if saved:
+            session["c"] = 2
+            session._was_saved()
+        assert not session._needs_save()
+        value[0]["b"] = 2
+        assert session._needs_save()
+        assert session._changed
 
 
 @given(st.dictionaries(KEY, SESSION_VALUES), st.dictionaries(KEY, SESSION_VALUES), st.booleans())
@@ -549,13 +634,6 @@ def test_copies(cls: Any) -> None:
     assert deep["a"] is not session["a"]
     deep["a"].append(2)
     assert (session._needs_save(), deep._needs_save()) == (False, True)
-
-
-def match_a(session: object) -> object:
-    match session:
-        case {"a": value}:
-            return value
-    return None
 
 
 @pytest.mark.parametrize(

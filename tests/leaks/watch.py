@@ -41,6 +41,12 @@ def _cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
         session.clear()
         del session.foreign  # type: ignore[attr-defined]
 
+    def restore(payload: Any) -> None:
+        session = _session_c.restore(payload, "id", None)
+        if session is not None:
+            session["b"], session["a"].append(1)
+            session._needs_save()
+
     return {
         "find_cookie": (
             _cookies_c.find_cookie,
@@ -51,6 +57,7 @@ def _cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
         "dumps": (_payload_c.dumps, [(data,), (["é"],), ({"a": {1}},)]),
         "decode": (_payload_c.decode, [(b'{"a":[1,2.5]}',), ('["x"]',), ("9" * 30,), (b"\xff",)]),
         "session": (use, [(data,)]),
+        "restore": (restore, [(b'{"created":1,"session":{"a":["x"],"b":1}}',), ("[]",), (b"{",)]),
         "broken": (LEAKED.append, [(bytearray(1),)]),  # shows that the watch can find a leak
     }
 
