@@ -102,9 +102,10 @@ class EncryptedCookieStorage(CookieStorage):
             token = cookie.encode("ascii")
             payload = self._fernet.decrypt(token)
             # The authenticated header of a Fernet token: a version byte and the time.
-            return payload, *_TIME.unpack_from(decode_base64(cookie[:12]), 1)
+            (sealed_at,) = _TIME.unpack_from(decode_base64(cookie[:12]), 1)
         except (InvalidToken, ValueError):
             return None
+        return payload, sealed_at
 
     def _open_siv(self, sealed: bytes) -> tuple[bytes, int] | None:
         if self._fernet is not self._keyed or not sealed.startswith(_SIV_VERSION):
@@ -116,7 +117,8 @@ class EncryptedCookieStorage(CookieStorage):
                 message = cipher.decrypt(nonce, ciphertext, associated)
             except (InvalidTag, ValueError):
                 continue
-            return message[_TIME.size :], *_TIME.unpack_from(message)
+            (sealed_at,) = _TIME.unpack_from(message)
+            return message[_TIME.size :], sealed_at
         return None
 
 

@@ -40,6 +40,32 @@ class MemoryStorage(ServerStorage):
 
     async def read(self, key: str) -> bytes | None:
         """Return the record under a key, unless it has expired."""
+        return self._get(key)
+
+    async def create(self, key: str, payload: bytes, ttl: int | None) -> None:
+        """Store a record, at the cost of the least recently used one if there are too many."""
+        self._put(key, payload, ttl)
+
+    async def update(self, key: str, payload: bytes, ttl: int | None) -> bool:
+        """Replace a record; return False if there is none."""
+        if self._get(key) is None:
+            return False
+        self._put(key, payload, ttl)
+        return True
+
+    async def swap(self, key: str, expected: bytes, payload: bytes, ttl: int | None) -> bool:
+        """Replace a record if it still is the expected one."""
+        # Atomic: nothing here gives up control to another task.
+        if self._get(key) != expected:
+            return False
+        self._put(key, payload, ttl)
+        return True
+
+    async def delete(self, key: str) -> None:
+        """Delete a record, if there is one."""
+        self._records.pop(key, None)
+
+    def _get(self, key: str) -> bytes | None:
         record = self._records.get(key)
         if record is None:
             return None
@@ -50,29 +76,9 @@ class MemoryStorage(ServerStorage):
         self._records.move_to_end(key)
         return payload
 
-    async def create(self, key: str, payload: bytes, ttl: int | None) -> None:
-        """Store a record, at the cost of the least recently used one if there are too many."""
+    def _put(self, key: str, payload: bytes, ttl: int | None) -> None:
         expires = None if ttl is None else time.time() + ttl
         self._records[key] = payload, expires
         self._records.move_to_end(key)
         if len(self._records) > self._max_sessions:
             self._records.popitem(last=False)
-
-    async def update(self, key: str, payload: bytes, ttl: int | None) -> bool:
-        """Replace a record; return False if there is none."""
-        if await self.read(key) is None:
-            return False
-        await self.create(key, payload, ttl)
-        return True
-
-    async def swap(self, key: str, expected: bytes, payload: bytes, ttl: int | None) -> bool:
-        """Replace a record if it still is the expected one."""
-        # Atomic: nothing here gives up control to another task.
-        if await self.read(key) != expected:
-            return False
-        await self.create(key, payload, ttl)
-        return True
-
-    async def delete(self, key: str) -> None:
-        """Delete a record, if there is one."""
-        self._records.pop(key, None)

@@ -56,7 +56,7 @@ class RedisStorage(RemoteStorage):
 
     async def read(self, key: str) -> bytes | None:
         """Return the record under a key."""
-        packed = b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(key), key.encode())
+        packed = f"*2\r\n$3\r\nGET\r\n${len(key)}\r\n{key}\r\n".encode("ascii")
         operation: Operation = (key, packed, lambda client: client.get(key))
         size = self._large.get(key, 0) if self._large else 0
         reply = await self._batches.get().submit(operation, size, droppable=True)

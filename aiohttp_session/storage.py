@@ -631,12 +631,13 @@ class ServerStorage(LifecycleStorage):
 
     def _is_id(self, identity: str) -> bool:
         """Tell whether a text can be a session id, in any store."""
-        return (
-            identity.isascii()
-            and identity.isprintable()
+        if len(identity) >= _KEY_LIMIT - len(self._cookie_name) or not identity.isascii():
+            return False
+        return identity.isalnum() or (  # as nearly all are
+            identity.isprintable()
             and " " not in identity
             and "../" not in identity
-            and 0 < len(identity) < _KEY_LIMIT - len(self._cookie_name)
+            and identity != ""
         )
 
     def _key(self, identity: str) -> str:
