@@ -10,10 +10,11 @@ import re
 import time
 import uuid
 import warnings
-from asyncio import sleep
+from asyncio import Lock, sleep
 from collections.abc import Callable, Mapping
 from http.cookies import CookieError
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
+from weakref import WeakValueDictionary
 
 import aiohttp
 from aiohttp import hdrs, web
@@ -322,14 +323,14 @@ class LifecycleStorage(AbstractStorage):
             return None
 
     def _payload_data(self, session: Session) -> Mapping[str, Any]:
-        data = self._get_session_data(session)
-        if data:
-            if session.max_age != self.max_age:
-                data["max_age"] = session.max_age
-            if self._lifetime is not None:
-                if session._issued is None:
-                    session._issued = int(time.time())
-                data["issued"] = session._issued
+        # What an overridden method returns may be somebody's own: it isn't changed here.
+        data: Mapping[str, Any] = self._get_session_data(session)
+        if data and session.max_age != self.max_age:
+            data = {**data, "max_age": session.max_age}
+        if data and self._lifetime is not None:
+            if session._issued is None:
+                session._issued = int(time.time())
+            data = {**data, "issued": session._issued}
         return data
 
     def _make_payload(self, session: Session) -> bytes:
@@ -446,6 +447,8 @@ class ServerStorage(LifecycleStorage):
         self._key_factory = key_factory
         self._hash_ids = hash_ids
         self._on_conflict = on_conflict
+        # Of the keys that requests of this process are merging: they need not fight each other.
+        self._merges: PerLoop[WeakValueDictionary[str, Lock]] = PerLoop(WeakValueDictionary)
 
     @abc.abstractmethod
     async def read(self, key: str) -> bytes | None:
@@ -561,8 +564,12 @@ class ServerStorage(LifecycleStorage):
 
         :param ends: leave an empty record behind.
         :return: False if there is no record any more.
-        :raises ConflictError: if others change the record all the time.
+        :raises ConflictError: if other processes change the record all the time.
         """
+        async with self._merges.get().setdefault(key, Lock()):
+            return await self._merge_alone(session, key, record, ends=ends)
+
+    async def _merge_alone(self, session: Session, key: str, record: bytes, *, ends: bool) -> bool:
         before = self._stored(record)
         changes = {
             name: value

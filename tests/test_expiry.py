@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from aiohttp import web
@@ -372,3 +372,18 @@ async def test_a_session_that_is_fresh_costs_no_write(
     calls = spy(monkeypatch, storage)
     await browser.load()
     assert calls == ["read"]
+
+
+async def test_what_a_storage_of_ones_own_returns_is_not_written_to() -> None:
+    class Constant(MemoryStorage):
+        data: ClassVar[Any] = {"created": 1, "session": {"a": 1}}
+
+        def _get_session_data(self, session: Session) -> Any:
+            return self.data
+
+    storage = Constant(lifetime=100)
+    browser = Browser(storage)
+    await browser.set(b=1)
+    (record,) = storage._records.values()
+    assert json.loads(record[0])["issued"]
+    assert Constant.data == {"created": 1, "session": {"a": 1}}

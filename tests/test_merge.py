@@ -238,3 +238,52 @@ async def test_fifty_requests_at_once_each_add_a_key(
     assert {response.status for response in responses} == {200}
     session = await (await client.get("/show")).json()
     assert session == {"begun": True, **{f"key{key}": key for key in range(50)}}
+
+
+async def test_five_hundred_requests_at_once_each_add_a_key(make_storage: MakeStorage) -> None:
+    store = make_storage(on_conflict="merge")
+    browser = Browser(store)
+    await browser.set(begun=True)
+    loaded = 0
+    everybody = asyncio.Event()
+
+    async def add(number: int) -> None:
+        async def handler(request: web.Request) -> web.Response:
+            nonlocal loaded
+            session = await get_session(request)
+            session[f"key{number}"] = number
+            loaded += 1
+            if loaded == 500:
+                everybody.set()
+            await everybody.wait()
+            return web.Response()
+
+        await Browser(store, browser.cookie).visit(handler)
+
+    await asyncio.gather(*(add(number) for number in range(500)))
+    session = await browser.load()
+    assert session == {"begun": True, **{f"key{number}": number for number in range(500)}}
+
+
+async def test_a_merge_that_is_cancelled_lets_the_next_one_begin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = YieldingStorage(on_conflict="merge")
+    browser = Browser(store)
+    await browser.set(x=0)
+    swap, held = store.swap, asyncio.Event()
+
+    async def slow(*args: Any) -> bool:
+        held.set()
+        await asyncio.sleep(3600)
+        raise AssertionError
+
+    monkeypatch.setattr(store, "swap", slow)
+    first = asyncio.ensure_future(Browser(store, browser.cookie).set(a=1))
+    await held.wait()
+    second = asyncio.ensure_future(Browser(store, browser.cookie).set(b=1))
+    await asyncio.sleep(0.01)
+    monkeypatch.setattr(store, "swap", swap)
+    first.cancel()
+    await second
+    assert await browser.load() == {"x": 0, "b": 1}
