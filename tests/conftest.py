@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from types import ModuleType
 
 import pytest
@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 
 from aiohttp_session import _cookies_py, _payload_py, _session_py
 from benchmarks import servers
+from tests.proxy import Proxy
 
 _TWINS = {"_cookies_c": _cookies_py, "_payload_c": _payload_py, "_session_c": _session_py}
 _NAMES = (
@@ -88,6 +89,13 @@ def redis_server() -> Iterator[servers.Server]:
 def memcached_server() -> Iterator[servers.Server]:
     with servers.memcached() as server:
         yield server
+
+
+@pytest.fixture
+async def proxy(memcached_server: servers.Server) -> AsyncIterator[Proxy]:
+    """A way to memcached that can be disturbed; the tests of Redis have one of their own."""
+    async with Proxy(memcached_server.port) as proxy:
+        yield proxy
 
 
 class Clock:

@@ -246,6 +246,24 @@ async def test_every_worker_has_a_deadline(store: Store) -> None:
     assert [type(result) for result in results] == [TimeoutError] * 2
 
 
+async def test_an_operation_that_comes_with_a_part_of_its_time_behind_it_keeps_its_deadline(
+    store: Store,
+) -> None:
+    batch = Batch(store.run, timeout=10)
+    event = store.hold(1)
+    store.hold(2)
+    first = batch.submit(1)
+    await turn()
+    loop = asyncio.get_running_loop()
+    second: asyncio.Future[int] = loop.create_future()
+    batch.put((2, second, 0, False, loop.time() - 9.9), loop)
+    with pytest.raises(TimeoutError):
+        await second
+    assert not first.done()
+    event.set()
+    assert await first == 2
+
+
 async def test_finish_waits_for_what_nobody_waits_for(store: Store) -> None:
     batch = Batch(store.run, timeout=5)
     event = store.hold(1)

@@ -19,7 +19,7 @@ from pytest_aiohttp.plugin import AiohttpClient
 from aiohttp_session import get_session, session_middleware, setup
 from aiohttp_session.memcached_storage import MemcachedStorage
 from benchmarks import servers
-from benchmarks.servers import HOST, Server
+from benchmarks.servers import HOST
 from tests.proxy import Proxy
 
 OWN_ERRORS = (OSError, aiomcache.ClientException)  # TimeoutError is an OSError
@@ -32,12 +32,6 @@ VERBS: dict[str, Callable[[MemcachedStorage], Awaitable[object]]] = {
 }
 
 every_verb = pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
-
-
-@pytest.fixture
-async def proxy(memcached_server: Server) -> AsyncIterator[Proxy]:
-    async with Proxy(memcached_server.port) as proxy:
-        yield proxy
 
 
 @pytest.fixture
@@ -190,6 +184,20 @@ async def test_server_that_does_not_answer_is_a_timeout(
     await storage.finish()
 
 
+async def test_idle_connection_is_no_timeout_but_is_watched_when_used_again(proxy: Proxy) -> None:
+    storage = make_storage(proxy.port, timeout=0.5)
+    await storage.create("k", b"1", None)
+    await asyncio.sleep(0.5)  # the deadline of the save is past
+    assert await storage.read("k") == b"1"
+    assert proxy.accepted == 1
+    proxy.hold()
+    await asyncio.sleep(0.5)
+    with pytest.raises(TimeoutError):
+        await storage.read("k")
+    proxy.resume()
+    await storage.finish()
+
+
 async def test_connection_that_is_not_made_in_time_is_a_timeout() -> None:
     async def never(*_: object, **__: object) -> None:
         await asyncio.sleep(3600)
@@ -200,6 +208,27 @@ async def test_connection_that_is_not_made_in_time_is_a_timeout() -> None:
         with pytest.raises(TimeoutError):
             await storage.read("k")
     assert len(asyncio.all_tasks()) == 1
+
+
+@pytest.mark.parametrize("turns", range(1, 9))
+async def test_connection_that_is_made_when_its_time_is_up_is_closed(
+    proxy: Proxy, turns: int
+) -> None:
+    storage = make_storage(proxy.port, timeout=60)
+    read = asyncio.ensure_future(storage.read("k"))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    proxy.hold()
+    loop = asyncio.get_running_loop()
+    with pytest.MonkeyPatch.context() as patch:
+        later = loop.time() + 61
+        patch.setattr(loop, "time", lambda: later)
+        with pytest.raises(TimeoutError):
+            await read
+    proxy.resume()
+    assert await works(storage)
+    await storage.finish()
+    await proxy.settles(0)
 
 
 async def test_late_reply_reaches_nobody(proxy: Proxy) -> None:

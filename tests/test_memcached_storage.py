@@ -21,12 +21,6 @@ MONTH = 30 * 24 * 60 * 60
 
 
 @pytest.fixture
-async def proxy(memcached_server: Server) -> AsyncIterator[Proxy]:
-    async with Proxy(memcached_server.port) as proxy:
-        yield proxy
-
-
-@pytest.fixture
 async def storage(proxy: Proxy) -> AsyncIterator[MemcachedStorage]:
     storage = MemcachedStorage(aiomcache.Client(HOST, proxy.port, pool_size=4))
     yield storage
@@ -234,6 +228,15 @@ async def test_large_record_does_not_hold_up_a_small_one(
     assert await large == b"x" * 900_000
 
 
+async def test_large_records_share_the_connections_that_there_may_be(proxy: Proxy) -> None:
+    storage = MemcachedStorage(aiomcache.Client(HOST, proxy.port, pool_size=2))
+    records = {f"large{number}": b"%d" % number * 100_000 for number in range(7)}
+    await asyncio.gather(*(storage.create(key, text, None) for key, text in records.items()))
+    assert proxy.accepted == 2
+    assert await asyncio.gather(*map(storage.read, records)) == list(records.values())
+    await storage.finish()
+
+
 @pytest.mark.parametrize("workers", [1, 20])
 async def test_swap_lets_one_of_many_win(storage: MemcachedStorage, workers: int) -> None:
     await storage.create("k", b"old", None)
@@ -255,6 +258,21 @@ async def test_finish_waits_for_a_save_whose_request_is_gone(
     await storage.finish()
     proxy.request_delay = 0
     assert await storage.read("k") == b"2"
+
+
+async def test_finish_waits_for_saves_that_began_in_the_same_turn(
+    storage: MemcachedStorage, proxy: Proxy
+) -> None:
+    await storage.read("k")
+    proxy.fragment = 1  # or the replies would come all at once
+    first, second, finish = (
+        storage.create("a", b"1", None),
+        storage.create("b", b"2", None),
+        storage.finish(),
+    )
+    await asyncio.gather(first, second, finish)
+    proxy.fragment = 2**16
+    assert await asyncio.gather(*map(storage.read, "ab")) == [b"1", b"2"]
 
 
 async def test_finish_closes_the_connections_and_use_opens_new_ones(

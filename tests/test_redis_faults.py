@@ -246,6 +246,21 @@ async def test_a_connection_killed_in_mid_reply_harms_no_request(
         assert (await storage.load_session(request_of(user)))["user"] == user
 
 
+async def test_a_connection_with_health_checks_that_is_cut_harms_no_request(proxy: Proxy) -> None:
+    client: Any = Redis(host=HOST, port=proxy.port, retry=NO_RETRY, health_check_interval=60)
+    storage = RedisStorage(client, timeout=2)
+    await login(storage, "a")
+    passed = proxy.passed
+    proxy.hold()
+    load = asyncio.ensure_future(storage.load_session(request_of("a")))
+    while proxy.passed == passed:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    await proxy.cut()
+    proxy.resume()
+    assert (await load)["user"] == "a"
+    await client.aclose()
+
+
 async def test_replies_in_small_pieces_are_whole(proxy: Proxy, client: Any) -> None:
     storage = RedisStorage(client, timeout=2)
     proxy.fragment = 3
@@ -298,6 +313,18 @@ async def test_a_server_that_never_answers_is_a_timeout(
     await storage.finish()
     assert len(client.connection_pool._in_use_connections) == 0
     await client.aclose()
+
+
+async def test_a_first_request_that_is_not_answered_leaves_no_reply_behind(
+    proxy: Proxy, client: Any
+) -> None:
+    storage = RedisStorage(client, timeout=0.5)
+    await client.mset({"a": b"1", "b": b"2"})  # so that there is a connection
+    proxy.hold()
+    with pytest.raises(TimeoutError):
+        await storage.read("a")
+    proxy.resume()
+    assert await storage.read("b") == b"2"
 
 
 async def test_a_connection_that_went_dead_is_replaced_within_the_timeout(

@@ -188,10 +188,10 @@ async def test_the_sizes_of_large_sessions_are_kept_within_bounds(
     assert list(storage._large) == ["b", "c"]
 
 
-async def test_a_record_of_another_type_harms_only_its_own_request(plain: AnyRedis) -> None:
-    storage = RedisStorage(plain)
-    await plain.lpush("list", "x")
-    await plain.set("k", b"1")
+async def test_a_record_of_another_type_harms_only_its_own_request(client: AnyRedis) -> None:
+    storage = RedisStorage(client)
+    await client.lpush("list", "x")
+    await client.set("k", b"1")
     results = await asyncio.gather(
         storage.read("k"),
         storage.read("list"),
