@@ -263,8 +263,8 @@ async def test_finish_waits_for_a_save_whose_request_is_gone(
 async def test_finish_waits_for_saves_that_began_in_the_same_turn(
     storage: MemcachedStorage, proxy: Proxy
 ) -> None:
-    await storage.read("k")
     proxy.fragment = 1  # or the replies would come all at once
+    await storage.read("k")
     first, second, finish = (
         storage.create("a", b"1", None),
         storage.create("b", b"2", None),

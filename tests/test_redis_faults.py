@@ -261,6 +261,19 @@ async def test_a_connection_with_health_checks_that_is_cut_harms_no_request(prox
     await client.aclose()
 
 
+async def test_an_error_as_a_reply_costs_no_connection(proxy: Proxy) -> None:
+    client: Any = Redis(host=HOST, port=proxy.port, health_check_interval=60)
+    await client.flushall()
+    await client.lpush("list", "x")
+    storage = RedisStorage(client, timeout=2)
+    with pytest.raises(exceptions.ResponseError, match="WRONGTYPE"):
+        await storage.read("list")
+    assert await storage.read("k") is None
+    assert proxy.accepted == 1
+    await storage.finish()
+    await client.aclose()
+
+
 async def test_replies_in_small_pieces_are_whole(proxy: Proxy, client: Any) -> None:
     storage = RedisStorage(client, timeout=2)
     proxy.fragment = 3
