@@ -25,18 +25,32 @@ _NAMES = (
 _PURE_ONLY = bool(os.environ.get("AIOHTTP_SESSION_NO_EXTENSIONS"))
 
 # Property tests take examples by the thousand where they are cheap, by the hundred where they are
-# trees, and fewer that go through a storage. AIOHTTP_SESSION_THOROUGH=1 asks for 20 times as many.
-_FACTOR = 20 if os.environ.get("AIOHTTP_SESSION_THOROUGH") else 1
+# trees, and fewer that go through a storage. AIOHTTP_SESSION_EXAMPLES=20 asks for 20 times as many.
+_FACTOR = float(os.environ.get("AIOHTTP_SESSION_EXAMPLES") or 1)
 settings.register_profile(
     "trees",
     deadline=None,
-    derandomize=_FACTOR == 1,
-    max_examples=200 * _FACTOR,
+    derandomize=_FACTOR <= 1,
+    max_examples=int(200 * _FACTOR),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors],
 )
 settings.load_profile("trees")
-settings.register_profile("texts", max_examples=1000 * _FACTOR)
-settings.register_profile("storages", max_examples=30 * _FACTOR)
+settings.register_profile("texts", max_examples=int(1000 * _FACTOR))
+settings.register_profile("storages", max_examples=int(30 * _FACTOR))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run the tests that import both twins by name once."""
+    again = {
+        item
+        for item in items
+        if getattr(item.getparent(pytest.Module).obj, "NAMES_THE_TWINS", False)  # type: ignore[union-attr]
+        and not _PURE_ONLY
+        and item.callspec.params["implementation"] == "python"  # type: ignore[attr-defined]
+    }
+    if again:
+        config.hook.pytest_deselected(items=list(again))
+        items[:] = [item for item in items if item not in again]
 
 
 @pytest.fixture(
