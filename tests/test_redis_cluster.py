@@ -20,6 +20,7 @@ from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import ConstantBackoff, NoBackoff
+from valkey.asyncio import ValkeyCluster
 
 from aiohttp_session.redis_storage import RedisStorage
 from benchmarks import servers
@@ -59,6 +60,14 @@ def cluster() -> Iterator[list[Server]]:
 @pytest.mark.parametrize("decode_responses", [False, True])
 async def test_the_verbs_work_on_a_cluster(cluster: list[Server], decode_responses: bool) -> None:
     client: Any = RedisCluster(host=HOST, port=cluster[1].port, decode_responses=decode_responses)
+    storage = RedisStorage(client)
+    await check_verbs(storage)
+    await check_verbs(storage)
+    await client.aclose()
+
+
+async def test_the_verbs_work_on_a_cluster_with_the_client_of_valkey(cluster: list[Server]) -> None:
+    client: Any = ValkeyCluster(host=HOST, port=cluster[1].port)
     storage = RedisStorage(client)
     await check_verbs(storage)
     await check_verbs(storage)
