@@ -53,7 +53,7 @@ def _run_load(options: argparse.Namespace) -> int:
     storages = list(dict.fromkeys(case.storage for case in _selected(options, CASES)))
     with _stores(options, storages) as (stores, missing):
         storages = [name for name in storages if name in STORAGES and name not in missing]
-        with _progress(len(names) * (1 + len(storages) * len(load.OPERATIONS))) as step:
+        with _progress(load.count_steps(names, storages)) as step:
             loads = loader.measure(names, storages, stores, step)
     _OUT.print(table.for_terminal(table.load_rows(loads), loader.describe()))
     _print_facts({**missing, **absent, **loader.loaded, **machine.describe()})
@@ -172,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--redis", metavar="URL", help="a Redis server to use, instead of one of our own")
     add("--memcached", metavar="HOST:PORT", help="the same for memcached")
     add("--connections", default=64, type=int, help="load: HTTP connections at a time")
-    add("--seconds", default=2.0, type=float, help="load: how long each measurement takes")
+    add("--seconds", default=2.0, type=float, help="load: how long each measurement takes in all")
     add("--uvloop", action="store_true", help="load: run the server with uvloop")
     return parser
 

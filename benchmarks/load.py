@@ -35,7 +35,8 @@ class Load:
 
 
 OPERATIONS = ("read", "write")
-_WARM_UP = 0.3  # seconds
+ROUNDS = 3  # the neighbours on a shared machine are not always quiet
+_WARM_UP = 0.2  # seconds
 
 
 class Loader:
@@ -63,25 +64,30 @@ class Loader:
         stores: Stores,
         step: Callable[[str], None],
     ) -> list[Load]:
-        """Measure bare, read and write for each.
+        """Measure bare, read and write for each, in rounds, of which the best one counts.
 
-        :param step: called with a description before each of them.
+        :param step: called with a description before each of `count_steps` steps.
         :raises ContenderError: if a contender fails, or a request does.
         """
-        bare = {}
-        loads = []
-        for storage in ["bare", *storages]:
-            for name in contenders:
-                if name == "reference" and storage in ONLY_HERE:
-                    continue
-                for operation in OPERATIONS if storage != "bare" else ("bare",):
-                    step(f"{storage}/{operation}, {name}")
-                    load = self._measure(name, storage, operation, stores)
-                    if storage == "bare":
-                        bare[name] = load.per_second
-                    share = load.per_second / bare[name]
-                    loads.append(dataclasses.replace(load, share=share))
-        return loads
+        wanted = [
+            (storage, name, operation)
+            for storage in ["bare", *storages]
+            for name in contenders
+            if not (name == "reference" and storage in ONLY_HERE)
+            for operation in (OPERATIONS if storage != "bare" else ("bare",))
+        ]
+        best: dict[tuple[str, str, str], Load] = {}
+        for number in range(ROUNDS):
+            for storage, name, operation in wanted:
+                step(f"round {number + 1}: {storage}/{operation}, {name}")
+                load = self._measure(name, storage, operation, stores)
+                known = best.setdefault((storage, name, operation), load)
+                if load.per_second > known.per_second:
+                    best[storage, name, operation] = load
+        return [
+            dataclasses.replace(load, share=load.per_second / best["bare", name, "bare"].per_second)
+            for (_, name, _), load in best.items()
+        ]
 
     def _measure(self, name: str, storage: str, operation: str, stores: Stores) -> Load:
         setting = {"stores": stores, "core": self._core, "uvloop": self._uvloop}
@@ -92,7 +98,7 @@ class Loader:
             cookies = [cookie_header(None, 4)] if storage == "bare" else asyncio.run(_log_in(port))
             self._run_client(port, operation, cookies, _WARM_UP)
             before = server.ask("cpu")
-            seen = self._run_client(port, operation, cookies, self._seconds)
+            seen = self._run_client(port, operation, cookies, self._seconds / ROUNDS)
             cpu = server.ask("cpu") - before
         finally:
             server.close()
@@ -137,6 +143,11 @@ def _leave_a_core() -> int | None:
     core = min(cores)
     os.sched_setaffinity(0, cores - {core})
     return core
+
+
+def count_steps(contenders: list[str], storages: list[str]) -> int:
+    """Return how often `Loader.measure` calls its `step`, at the most."""
+    return ROUNDS * len(contenders) * (1 + len(storages) * len(OPERATIONS))
 
 
 async def _log_in(port: int) -> list[str]:
