@@ -30,7 +30,7 @@ MakeClient = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def example() -> dict[str, Any]:
+def example(implementation: str) -> dict[str, Any]:
     """Everything that the examples define, having run from top to bottom."""
     text = README.read_text("utf-8")
     blocks = list(BLOCK.finditer(text))
