@@ -363,10 +363,6 @@ class LifecycleStorage(AbstractStorage):
 
 def _is_payload(data: Any) -> bool:
     """Tell whether a payload has members of the right types, which TypeError denies as well."""
-    if type(data) is dict and len(data) == 2 and type(data.get("session")) is dict:  # as most are
-        created = data.get("created")
-        if type(created) is int and -(2**53) < created < 2**53:
-            return True
     if not isinstance(data.get("session"), (dict, Mapping, type(None))):
         return False
     times = (data.get("created"), data.get("issued"), data.get("max_age"))
