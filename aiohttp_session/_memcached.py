@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping
-from typing import Any, TypeAlias
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Any, TypeAlias, cast
+from weakref import ref
 
 from aiomcache import ClientException
 
@@ -54,6 +55,10 @@ class Link:
         self._options = options
         self._timeout = timeout
         self._max_connections = max_connections
+        # Nothing here may keep the loop alive; and to ask for the running one is a system call in
+        # Python 3.11.
+        loop = ref(asyncio.get_running_loop())
+        self._loop = cast("Callable[[], asyncio.AbstractEventLoop]", loop)
         self._connections: list[_Connection] = []
         self._gets: _Waiters = {}
         self._commands: list[_Retrieval | _Command] = []
@@ -64,7 +69,7 @@ class Link:
 
     def get(self, key: bytes) -> asyncio.Future[bytes | None]:
         """Ask for a record."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop()
         future = loop.create_future()
         if key in self._gets:
             self._gets[key].append(future)
@@ -75,7 +80,7 @@ class Link:
 
     def gets(self, key: bytes) -> asyncio.Future[tuple[bytes | None, int]]:
         """Ask for a record and a token, with which `store` replaces just this version of it."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop()
         future = loop.create_future()
         self._commands.append(_Retrieval(b"gets", {key: [future]}))
         self._schedule(loop)
@@ -96,7 +101,7 @@ class Link:
 
     async def finish(self) -> None:
         """Wait for the replies that are under way, and close the connections."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop()
         if self._queued:
             self._flush(loop)
         last = []
@@ -110,7 +115,7 @@ class Link:
         await asyncio.sleep(0)  # the transports close in this turn of the loop
 
     def _command(self, verb: bytes, data: bytes, size: int = 0) -> asyncio.Future[bool]:
-        loop = asyncio.get_running_loop()
+        loop = self._loop()
         command = _Command(verb, data, size, loop)
         self._commands.append(command)
         self._schedule(loop)
@@ -367,23 +372,23 @@ def _retrievals(waiters: _Waiters) -> list[_Retrieval]:
 
 def _read_value(command: _Retrieval, line: bytes, data: bytes, start: int) -> int:
     """Read the value that a line announces, if it is complete; return the position after it."""
-    if line.startswith(_ERRORS):
-        raise ClientException("get failed", line)
-    kind, key, flags, length, *token = line.split(b" ")
-    size = int(length)
+    words = line.split(b" ")
+    if words[0] != b"VALUE":
+        raise ClientException("get failed", line) if line.startswith(_ERRORS) else ValueError
+    size = int(words[3])
     stop = start + size + 2
-    if kind != b"VALUE" or size < 0:
+    if size < 0:
         raise ValueError
     if stop > len(data):
         return stop
     value = data[start : stop - 2]
     if data[stop - 2 : stop] != b"\r\n":
         raise ValueError
-    result: object = value if command.verb == b"get" else (value, int(token[0]))
-    if flags != b"0":
+    result: object = value if command.verb == b"get" else (value, int(words[4]))
+    if words[2] != b"0":
         # As aiomcache: it was written by a program that put something else than text here.
         result = ClientException("received flags without handler")
-    for future in command.waiters.pop(key):
+    for future in command.waiters.pop(words[1]):
         _settle(future, result)
     return stop
 

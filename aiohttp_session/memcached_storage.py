@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ._batch import Batch, PerLoop
@@ -56,6 +56,7 @@ class MemcachedStorage(RemoteStorage):
     @conn.setter
     def conn(self, client: aiomcache.Client) -> None:
         self._conn = client
+        self._is_plain = _has_plain_calls(type(client))
         self._links = PerLoop(self._make_link)
 
     async def read(self, key: str) -> bytes | None:
@@ -87,7 +88,8 @@ class MemcachedStorage(RemoteStorage):
         await self._link().finish()
 
     def _link(self) -> Link | _Calls:
-        if _is_plain(self._conn):
+        # Calls may have been put into the client itself since, as tests do.
+        if self._is_plain and _CALLS.isdisjoint(self._conn.__dict__):
             return self._links.get()
         return _Calls(self._conn, self._batches.get())
 
@@ -140,13 +142,8 @@ class _Calls:
         await self._batch.finish()
 
 
-def _is_plain(client: Any) -> bool:
-    """Tell whether a client's calls are aiomcache's own, so that they may be done without it."""
-    return _has_plain_calls(client.__class__) and _CALLS.isdisjoint(vars(client))
-
-
-@lru_cache
 def _has_plain_calls(kind: type[Any]) -> bool:
+    """Tell whether a client's calls are aiomcache's own, so that they may be done without it."""
     plain = aiomcache.FlagClient
     return issubclass(kind, plain) and all(
         getattr(kind, call) is getattr(plain, call) for call in _CALLS

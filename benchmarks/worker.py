@@ -37,7 +37,7 @@ from .cases import (
 )
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-_SEEDS = 16  # sessions, at least, that requests take turns with
+_SEEDS = 128  # sessions, at least, that requests take turns with
 
 
 class WrongAnswerError(Exception):

@@ -29,6 +29,7 @@ cdef enum Kind:  # of a character, as bits
 cdef unsigned char[256] KINDS
 
 cdef const char* DIGITS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+cdef str NOT_BASE64 = "The text is not canonical urlsafe base64"
 cdef unsigned char[256] DIGIT_VALUES  # 255 for what is no digit of base64
 
 
@@ -233,28 +234,31 @@ def decode_base64(text):
         return _cookies_py.decode_base64(text)
     cdef const unsigned char* source = PyUnicode_1BYTE_DATA(text)
     cdef Py_ssize_t size = PyUnicode_GET_LENGTH(text), i
-    cdef unsigned int bits = 0
-    cdef unsigned char value, invalid = size == 0 or size % 4 == 1
+    cdef unsigned char a, b, c = 0, d, unused, invalid = 0
+    if size == 0 or size % 4 == 1:
+        raise ValueError(NOT_BASE64)
     data = PyBytes_FromStringAndSize(NULL, size // 4 * 3 + (size % 4 * 3 >> 2))
     cdef unsigned char* out = <unsigned char*>PyBytes_AS_STRING(data)
-    for i in range(size):
-        value = DIGIT_VALUES[source[i]]
-        invalid |= value & 128
-        bits = bits << 6 | value
-        if i % 4 == 3:
-            out[0] = bits >> 16 & 255
-            out[1] = bits >> 8 & 255
-            out[2] = bits & 255
-            out += 3
-    if size % 4 == 2:
-        out[0] = bits >> 4 & 255
-        invalid |= bits & 15 != 0
-    elif size % 4 == 3:
-        out[0] = bits >> 10 & 255
-        out[1] = bits >> 2 & 255
-        invalid |= bits & 3 != 0
-    if invalid:
-        raise ValueError("The text is not canonical urlsafe base64")
+    for i in range(0, size - 3, 4):
+        a, b = DIGIT_VALUES[source[i]], DIGIT_VALUES[source[i + 1]]
+        c, d = DIGIT_VALUES[source[i + 2]], DIGIT_VALUES[source[i + 3]]
+        invalid |= a | b | c | d
+        out[0] = a << 2 | b >> 4
+        out[1] = b << 4 | c >> 2
+        out[2] = c << 6 | d
+        out += 3
+    if size % 4:
+        i = size - size % 4
+        a, b = DIGIT_VALUES[source[i]], DIGIT_VALUES[source[i + 1]]
+        out[0] = a << 2 | b >> 4
+        unused = b & 15
+        if size % 4 == 3:
+            c = DIGIT_VALUES[source[i + 2]]
+            out[1] = b << 4 | c >> 2
+            unused = c & 3
+        invalid |= a | b | c | (unused != 0) << 7
+    if invalid & 128:
+        raise ValueError(NOT_BASE64)
     return data
 
 
