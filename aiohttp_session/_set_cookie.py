@@ -96,6 +96,9 @@ class _WrittenMorsel(Morsel[str]):
     _reserved = {**Morsel._reserved, "partitioned": "Partitioned"}  # type: ignore[attr-defined]  # noqa: RUF012
     _flags = {*Morsel._flags, "partitioned"}  # type: ignore[attr-defined]  # noqa: RUF012
 
+    _key: str
+    _value: str
+    _coded_value: str
     _written: tuple[str, str] | None = None  # as in copies, which don't know it
     _style: _Style
 
@@ -105,13 +108,13 @@ class _WrittenMorsel(Morsel[str]):
     def make(cls, name: str, value: str, coded: str, style: _Style) -> _WrittenMorsel:
         """Make a Morsel of a style."""
         morsel: _WrittenMorsel = cls(style.attributes)
-        morsel.__setstate__({"key": name, "value": value, "coded_value": coded})  # type: ignore[attr-defined]
+        morsel._key, morsel._value, morsel._coded_value = name, value, coded  # as __setstate__ does
         morsel._written = name, coded
         morsel._style = style
         return morsel
 
     def OutputString(self, attrs: Any = None) -> str:  # noqa: N802 - Morsel's name
-        pair = (self.key, self.coded_value)
+        pair = (self._key, self._coded_value)
         if attrs is None and pair == self._written and dict.__eq__(self, self._style.attributes):
             return f"{pair[0]}={pair[1]}{self._style.tail}"
         return self.write(attrs)

@@ -108,7 +108,7 @@ class EncryptedCookieStorage(CookieStorage):
         return payload, sealed_at
 
     def _open_siv(self, sealed: bytes) -> tuple[bytes, int] | None:
-        if self._fernet is not self._keyed or not sealed.startswith(_SIV_VERSION):
+        if self._fernet is not self._keyed or sealed[0] != _SIV_VERSION[0]:
             return None
         nonce, ciphertext = sealed[1:_BODY], sealed[_BODY:]
         associated = _associated(self._cookie_name)
@@ -117,8 +117,7 @@ class EncryptedCookieStorage(CookieStorage):
                 message = cipher.decrypt(nonce, ciphertext, associated)
             except (InvalidTag, ValueError):
                 continue
-            (sealed_at,) = _TIME.unpack_from(message)
-            return message[_TIME.size :], sealed_at
+            return message[_TIME.size :], _TIME.unpack_from(message)[0]
         return None
 
 

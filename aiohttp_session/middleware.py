@@ -47,7 +47,8 @@ async def get_session(request: web.Request, name: str | None = None) -> Session:
     if session is None:
         storage = _storage(request, storage_key)
         session = await storage.load_session(request)
-        _check(session, storage)
+        if not isinstance(session, Session):
+            raise _not_a_session(session, storage)
         request[session_key] = session
     return session
 
@@ -63,7 +64,8 @@ async def new_session(request: web.Request, name: str | None = None) -> Session:
     session_key, storage_key = _keys(name)
     storage = _storage(request, storage_key)
     session = await storage.new_session()
-    _check(session, storage)
+    if not isinstance(session, Session):
+        raise _not_a_session(session, storage)
     if isinstance(storage, LifecycleStorage):
         storage._replace_session(request, session, request.get(session_key))
     request[session_key] = session
@@ -83,9 +85,8 @@ def _storage(request: web.Request, key: str) -> AbstractStorage:
     return storage
 
 
-def _check(session: object, storage: object) -> None:
-    if not isinstance(session, Session):
-        raise RuntimeError(f"The storage {storage!r} must give a Session, not {session!r}")
+def _not_a_session(session: object, storage: object) -> RuntimeError:
+    return RuntimeError(f"The storage {storage!r} must give a Session, not {session!r}")
 
 
 def session_middleware(storage: AbstractStorage) -> Middleware:
