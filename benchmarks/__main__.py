@@ -172,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--redis", metavar="URL", help="a Redis server to use, instead of one of our own")
     add("--memcached", metavar="HOST:PORT", help="the same for memcached")
     add("--connections", default=64, type=int, help="load: HTTP connections at a time")
-    add("--seconds", default=2.0, type=float, help="load: how long each measurement takes in all")
+    add("--seconds", default=2.5, type=float, help="load: how long each measurement takes in all")
     add("--uvloop", action="store_true", help="load: run the server with uvloop")
     return parser
 

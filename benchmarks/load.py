@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import os
+import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +23,7 @@ from .contenders import Contender, ContenderError
 
 @dataclass(frozen=True)
 class Load:
-    """What was measured of one handler."""
+    """What was measured of one handler: the median of all rounds, each."""
 
     contender: str
     storage: str  # or "bare"
@@ -31,11 +33,11 @@ class Load:
     busy: float  # the part of the time that the server process had the processor
     p50: float  # milliseconds
     p99: float
-    share: float = 1.0  # of the bare handler's throughput
+    share: float  # of the throughput that the bare handler had a moment before
 
 
 OPERATIONS = ("read", "write")
-ROUNDS = 3  # the neighbours on a shared machine are not always quiet
+ROUNDS = 5
 _WARM_UP = 0.2  # seconds
 
 
@@ -64,62 +66,85 @@ class Loader:
         stores: Stores,
         step: Callable[[str], None],
     ) -> list[Load]:
-        """Measure bare, read and write for each, in rounds, of which the best one counts.
+        """Measure bare, read and write for each.
+
+        A shared machine has fast and slow moments, so bare and session take turns, in short slices.
 
         :param step: called with a description before each of `count_steps` steps.
         :raises ContenderError: if a contender fails, or a request does.
         """
-        wanted = [
-            (storage, name, operation)
-            for storage in ["bare", *storages]
-            for name in contenders
-            if not (name == "reference" and storage in ONLY_HERE)
-            for operation in (OPERATIONS if storage != "bare" else ("bare",))
-        ]
-        best: dict[tuple[str, str, str], Load] = {}
-        for number in range(ROUNDS):
-            for storage, name, operation in wanted:
-                step(f"round {number + 1}: {storage}/{operation}, {name}")
-                load = self._measure(name, storage, operation, stores)
-                known = best.setdefault((storage, name, operation), load)
-                if load.per_second > known.per_second:
-                    best[storage, name, operation] = load
-        return [
-            dataclasses.replace(load, share=load.per_second / best["bare", name, "bare"].per_second)
-            for (_, name, _), load in best.items()
-        ]
+        measured: dict[tuple[str, str, str], list[Load]] = {}
+        for name in contenders:
+            with self._server(name, "bare", stores) as bare_server:
+                for storage in storages:
+                    if name == "reference" and storage in ONLY_HERE:
+                        continue
+                    with self._server(name, storage, stores) as server:
+                        for number in range(ROUNDS):
+                            step(f"{name}: {storage}, round {number + 1}")
+                            bare = bare_server.measure("bare")
+                            loads = [bare, *(server.measure(operation) for operation in OPERATIONS)]
+                            for load in loads:
+                                share = load.per_second / bare.per_second
+                                measured.setdefault(
+                                    (load.storage, name, load.operation), []
+                                ).append(dataclasses.replace(load, share=share))
+        order = ["bare", *storages]
+        return sorted(map(_median, measured.values()), key=lambda load: order.index(load.storage))
 
-    def _measure(self, name: str, storage: str, operation: str, stores: Stores) -> Load:
+    @contextlib.contextmanager
+    def _server(self, name: str, storage: str, stores: Stores) -> Iterator[_Server]:
         setting = {"stores": stores, "core": self._core, "uvloop": self._uvloop}
-        server = Contender(name, {**setting, "storage": storage}, "load_server")
-        self.loaded[name] = server.describe()
+        contender = Contender(name, {**setting, "storage": storage}, "load_server")
+        self.loaded[name] = contender.describe()
         try:
-            port = server.ask("port")
-            cookies = [cookie_header(None, 4)] if storage == "bare" else asyncio.run(_log_in(port))
-            self._run_client(port, operation, cookies, _WARM_UP)
-            before = server.ask("cpu")
-            seen = self._run_client(port, operation, cookies, self._seconds / ROUNDS)
-            cpu = server.ask("cpu") - before
+            yield _Server(contender, storage, self._connections, self._seconds / ROUNDS)
         finally:
-            server.close()
+            contender.close()
+
+
+class _Server:
+    """A server that is put under load.
+
+    :param seconds: how long it is, each time.
+    """
+
+    def __init__(
+        self, contender: Contender, storage: str, connections: int, seconds: float
+    ) -> None:
+        self._contender = contender
+        self._storage = storage
+        self._connections = connections
+        self._seconds = seconds
+        self._port = contender.ask("port")
+        is_bare = storage == "bare"
+        self._cookies = [cookie_header(None, 4)] if is_bare else asyncio.run(_log_in(self._port))
+        for operation in ("bare",) if is_bare else OPERATIONS:
+            self._run_client(operation, _WARM_UP)
+
+    def measure(self, operation: str) -> Load:
+        before = self._contender.ask("cpu")
+        seen = self._run_client(operation, self._seconds)
+        cpu = self._contender.ask("cpu") - before
         if "failure" in seen:
-            raise ContenderError(f"{name}: {storage}/{operation}: {seen['failure']}")
+            name = self._contender.name
+            raise ContenderError(f"{name}: {self._storage}/{operation}: {seen['failure']}")
         return Load(
-            contender=name,
-            storage=storage,
+            contender=self._contender.name,
+            storage=self._storage,
             operation=operation,
             per_second=seen["requests"] / seen["seconds"],
             cpu=cpu / seen["requests"] * 1e6,
             busy=cpu / seen["seconds"],
             p50=seen["p50"] * 1e3,
             p99=seen["p99"] * 1e3,
+            share=1.0,
         )
 
-    def _run_client(
-        self, port: int, operation: str, cookies: list[str], seconds: float
-    ) -> dict[str, Any]:
-        load: dict[str, Any] = {"cookies": cookies, "seconds": seconds, "path": f"/{operation}"}
-        load |= {"host": load_server.HOST, "port": port, "connections": self._connections}
+    def _run_client(self, operation: str, seconds: float) -> dict[str, Any]:
+        load: dict[str, Any] = {"cookies": self._cookies, "seconds": seconds}
+        load |= {"host": load_server.HOST, "port": self._port, "path": f"/{operation}"}
+        load["connections"] = self._connections
         if wrk.program():
             return wrk.load(**load)
         done = subprocess.run(
@@ -147,7 +172,13 @@ def _leave_a_core() -> int | None:
 
 def count_steps(contenders: list[str], storages: list[str]) -> int:
     """Return how often `Loader.measure` calls its `step`, at the most."""
-    return ROUNDS * len(contenders) * (1 + len(storages) * len(OPERATIONS))
+    return ROUNDS * len(contenders) * len(storages)
+
+
+def _median(loads: list[Load]) -> Load:
+    figures = [field.name for field in dataclasses.fields(Load) if field.type == "float"]
+    medians = {name: statistics.median(getattr(load, name) for load in loads) for name in figures}
+    return dataclasses.replace(loads[0], **medians)
 
 
 async def _log_in(port: int) -> list[str]:
