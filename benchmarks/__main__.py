@@ -53,7 +53,7 @@ def _run_load(options: argparse.Namespace) -> int:
     storages = list(dict.fromkeys(case.storage for case in _selected(options, CASES)))
     with _stores(options, storages) as (stores, missing):
         storages = [name for name in storages if name in STORAGES and name not in missing]
-        with _progress(load.count_steps(names, storages)) as step:
+        with _progress(load.count_steps(names, storages, options.seconds)) as step:
             loads = loader.measure(names, storages, stores, step)
     _OUT.print(table.for_terminal(table.load_rows(loads), loader.describe()))
     _print_facts({**missing, **absent, **loader.loaded, **machine.describe()})

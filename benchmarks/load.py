@@ -5,20 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import json
 import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 
-from . import load_client, load_server, wrk
+from . import load_server, wrk
 from .cases import ONLY_HERE, Stores, cookie_header
 from .contenders import Contender, ContenderError
+from .load_client import Client
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Load:
 
 
 OPERATIONS = ("read", "write")
-ROUNDS = 5
+SLICE = 1.0 if wrk.program() else 0.1  # seconds
 _WARM_UP = 0.2  # seconds
 
 
@@ -80,7 +78,7 @@ class Loader:
                     if name == "reference" and storage in ONLY_HERE:
                         continue
                     with self._server(name, storage, stores) as server:
-                        for number in range(ROUNDS):
+                        for number in range(rounds(self._seconds)):
                             step(f"{name}: {storage}, round {number + 1}")
                             bare = bare_server.measure("bare")
                             loads = [bare, *(server.measure(operation) for operation in OPERATIONS)]
@@ -97,38 +95,40 @@ class Loader:
         setting = {"stores": stores, "core": self._core, "uvloop": self._uvloop}
         contender = Contender(name, {**setting, "storage": storage}, "load_server")
         self.loaded[name] = contender.describe()
+        server = _Server(contender, storage, self._connections)
         try:
-            yield _Server(contender, storage, self._connections, self._seconds / ROUNDS)
+            server.warm_up()
+            yield server
         finally:
+            server.close()
             contender.close()
 
 
 class _Server:
-    """A server that is put under load.
+    """A server that is put under load."""
 
-    :param seconds: how long it is, each time.
-    """
-
-    def __init__(
-        self, contender: Contender, storage: str, connections: int, seconds: float
-    ) -> None:
+    def __init__(self, contender: Contender, storage: str, connections: int) -> None:
         self._contender = contender
         self._storage = storage
+        self._address = load_server.HOST, contender.ask("port")
         self._connections = connections
-        self._seconds = seconds
-        self._port = contender.ask("port")
-        is_bare = storage == "bare"
-        self._cookies = [cookie_header(None, 4)] if is_bare else asyncio.run(_log_in(self._port))
-        for operation in ("bare",) if is_bare else OPERATIONS:
-            self._run_client(operation, _WARM_UP)
+        self._client = Client(*self._address, connections)
+        self._loop = asyncio.new_event_loop()
+        self._cookies = [cookie_header(None, 4)]
+
+    def warm_up(self) -> None:
+        """Have users log in, and the first requests answered."""
+        if self._storage == "bare":
+            self._load("bare", _WARM_UP)
+            return
+        self._cookies = self._loop.run_until_complete(_log_in(*self._address))
+        for operation in OPERATIONS:
+            self._load(operation, _WARM_UP)
 
     def measure(self, operation: str) -> Load:
         before = self._contender.ask("cpu")
-        seen = self._run_client(operation, self._seconds)
+        seen = self._load(operation, SLICE)
         cpu = self._contender.ask("cpu") - before
-        if "failure" in seen:
-            name = self._contender.name
-            raise ContenderError(f"{name}: {self._storage}/{operation}: {seen['failure']}")
         return Load(
             contender=self._contender.name,
             storage=self._storage,
@@ -141,20 +141,21 @@ class _Server:
             share=1.0,
         )
 
-    def _run_client(self, operation: str, seconds: float) -> dict[str, Any]:
-        load: dict[str, Any] = {"cookies": self._cookies, "seconds": seconds}
-        load |= {"host": load_server.HOST, "port": self._port, "path": f"/{operation}"}
-        load["connections"] = self._connections
+    def close(self) -> None:
+        self._client.close()
+        self._loop.run_until_complete(asyncio.sleep(0))  # in which the connections close
+        self._loop.close()
+
+    def _load(self, operation: str, seconds: float) -> dict[str, Any]:
+        path = f"/{operation}"
         if wrk.program():
-            return wrk.load(**load)
-        done = subprocess.run(
-            [sys.executable, "-I", load_client.__file__],
-            input=json.dumps(load),
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-        seen: dict[str, Any] = json.loads(done.stdout)
+            seen = wrk.load(*self._address, path, self._cookies, self._connections, seconds)
+        else:
+            load = self._client.load(path, self._cookies, seconds)
+            seen = self._loop.run_until_complete(load)
+        if "failure" in seen:
+            name = self._contender.name
+            raise ContenderError(f"{name}: {self._storage}{path}: {seen['failure']}")
         return seen
 
 
@@ -170,9 +171,14 @@ def _leave_a_core() -> int | None:
     return core
 
 
-def count_steps(contenders: list[str], storages: list[str]) -> int:
+def rounds(seconds: float) -> int:
+    """Return how many slices a measurement has that takes so long in all."""
+    return max(1, round(seconds / SLICE))
+
+
+def count_steps(contenders: list[str], storages: list[str], seconds: float) -> int:
     """Return how often `Loader.measure` calls its `step`, at the most."""
-    return ROUNDS * len(contenders) * len(storages)
+    return rounds(seconds) * len(contenders) * len(storages)
 
 
 def _median(loads: list[Load]) -> Load:
@@ -181,12 +187,12 @@ def _median(loads: list[Load]) -> Load:
     return dataclasses.replace(loads[0], **medians)
 
 
-async def _log_in(port: int) -> list[str]:
+async def _log_in(host: str, port: int) -> list[str]:
     """Store a session for each user, and return the Cookie headers of their browsers."""
     headers = []
     async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as client:
         for user in range(load_server.USERS):
-            url = f"http://{load_server.HOST}:{port}/login/{user}"
+            url = f"http://{host}:{port}/login/{user}"
             async with client.get(url, raise_for_status=True) as response:
                 cookie = response.headers["Set-Cookie"].partition("; ")[0]
             headers.append(cookie_header(cookie, 4))

@@ -3,63 +3,78 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-import json
 import statistics
-import sys
 import time
 from typing import Any
 
 
-def main() -> None:
-    """Put the load on a server that standard input describes, and print what was seen."""
-    print(json.dumps(asyncio.run(load(**json.load(sys.stdin)))))
+class Client:
+    """Keeps connections to a server, and puts load on it when asked to."""
+
+    def __init__(self, host: str, port: int, connections: int) -> None:
+        self._host = host
+        self._port = port
+        self._wanted = connections
+        self._connections: list[_Connection] = []
+
+    async def load(self, path: str, cookies: list[str], seconds: float) -> dict[str, Any]:
+        """Put load on the server, and return what was seen; times are in seconds."""
+        loop = asyncio.get_running_loop()
+        while len(self._connections) < self._wanted:
+            _, connection = await loop.create_connection(_Connection, self._host, self._port)
+            self._connections.append(connection)
+        start = time.perf_counter()
+        for number, connection in enumerate(self._connections):
+            head = f"GET {path} HTTP/1.1\r\nHost: {self._host}:{self._port}\r\n"
+            head += f"Cookie: {cookies[number % len(cookies)]}\r\n\r\n"
+            connection.start(head.encode("ascii"))
+        await asyncio.sleep(seconds)
+        await asyncio.wait({connection.stop() for connection in self._connections}, timeout=5)
+        taken = time.perf_counter() - start
+        latencies = [latency for each in self._connections for latency in each.latencies]
+        failures = [each.failure for each in self._connections if each.failure]
+        if failures or len(latencies) < 2:
+            return {"failure": failures[0] if failures else "no answers"}
+        percentiles = statistics.quantiles(latencies, n=100)
+        return {
+            "requests": len(latencies),
+            "seconds": taken,
+            "p50": percentiles[49],
+            "p99": percentiles[98],
+        }
+
+    def close(self) -> None:
+        """Close the connections."""
+        for connection in self._connections:
+            connection.close()
 
 
-async def load(
-    host: str, port: int, path: str, cookies: list[str], connections: int, seconds: float
-) -> dict[str, Any]:
-    """Put load on a server, and return what was seen; times are in seconds."""
-    loop = asyncio.get_running_loop()
-    clients = []
-    for number in range(connections):
-        head = f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\n"
-        head += f"Cookie: {cookies[number % len(cookies)]}\r\n\r\n"
-        made = functools.partial(_Client, head.encode("ascii"))
-        _, client = await loop.create_connection(made, host, port)
-        clients.append(client)
-    start = time.perf_counter()
-    await asyncio.sleep(seconds)
-    taken = time.perf_counter() - start
-    latencies = [latency for client in clients for latency in client.latencies]
-    failures = [client.failure for client in clients if client.failure]
-    for client in clients:
-        client.close()
-    if failures or len(latencies) < 2:
-        return {"failure": f"{failures[0] if failures else 'no answers'}"}
-    percentiles = statistics.quantiles(latencies, n=100)
-    return {
-        "requests": len(latencies),
-        "seconds": taken,
-        "p50": percentiles[49],
-        "p99": percentiles[98],
-    }
-
-
-class _Client(asyncio.Protocol):
+class _Connection(asyncio.Protocol):
     """A connection that sends its request again as soon as it is answered."""
 
-    def __init__(self, request: bytes) -> None:
+    def __init__(self) -> None:
         self.latencies: list[float] = []
         self.failure = ""
-        self._request = request
         self._received = b""
-        self._sent = 0.0
-        self._closed = False
+        self._is_stopping = False
+        self._stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
+
+    def start(self, request: bytes) -> None:
+        self.latencies = []
+        if self.failure:
+            return
+        self._stopped = asyncio.get_running_loop().create_future()
+        self._is_stopping = False
+        self._request = request
         self._send()
+
+    def stop(self) -> asyncio.Future[None]:
+        """Send no more requests; the future is done with the answer to the last one."""
+        self._is_stopping = True
+        return self._stopped
 
     def data_received(self, data: bytes) -> None:
         self._received += data
@@ -69,26 +84,27 @@ class _Client(asyncio.Protocol):
         length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
         if len(body) < length:
             return
-        if not head.startswith(b"HTTP/1.1 200"):
-            self.failure = head.partition(b"\r\n")[0].decode("latin-1")
-            return
         self._received = b""
         self.latencies.append(time.perf_counter() - self._sent)
-        self._send()
+        if not head.startswith(b"HTTP/1.1 200"):
+            self._fail(head.partition(b"\r\n")[0].decode("latin-1"))
+        elif self._is_stopping:
+            self._stopped.set_result(None)
+        else:
+            self._send()
 
     def connection_lost(self, error: Exception | None) -> None:
-        if not self._closed:
-            self.failure = f"the server closed the connection: {error}"
+        self._fail(f"the server closed the connection: {error}")
 
     def close(self) -> None:
         """Close the connection."""
-        self._closed = True
         self._transport.abort()
+
+    def _fail(self, failure: str) -> None:
+        self.failure = failure
+        if not self._stopped.done():
+            self._stopped.set_result(None)
 
     def _send(self) -> None:
         self._sent = time.perf_counter()
         self._transport.write(self._request)
-
-
-if __name__ == "__main__":
-    main()

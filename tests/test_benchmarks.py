@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -220,13 +221,25 @@ async def test_load_client_counts_answers_and_notices_failures() -> None:
     app.router.add_get("/bare", cases.bare)
     app.router.add_get("/broken", _fail)
     async with TestServer(app) as server:
-        setting: dict[str, Any] = {"host": server.host, "port": server.port, "seconds": 0.05}
-        setting |= {"cookies": ["a=1", "a=2"], "connections": 3}
-        seen = await load_client.load(path="/bare", **setting)
-        assert seen["requests"] > 2
-        assert 0 < seen["p50"] <= seen["p99"] < 5
-        seen = await load_client.load(path="/broken", **setting)
+        assert server.port is not None
+        client = load_client.Client(server.host, server.port, connections=3)
+        for _ in range(2):
+            seen = await client.load("/bare", ["a=1", "a=2"], seconds=0.05)
+            assert seen["requests"] > 2
+            assert 0 < seen["p50"] <= seen["p99"] < 5
+        seen = await client.load("/broken", ["a=1"], seconds=0.05)
         assert "500" in seen["failure"]
+        client.close()
+        await asyncio.sleep(0)
+
+
+async def test_load_client_notices_a_server_that_leaves() -> None:
+    server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
+    async with server:
+        host, port = server.sockets[0].getsockname()
+        client = load_client.Client(host, port, connections=2)
+        seen = await client.load("/", ["a=1"], seconds=0.05)
+    assert "closed the connection" in seen["failure"]
 
 
 _WRK = """Running 2s test @ http://127.0.0.1:8080/read
