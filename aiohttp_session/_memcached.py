@@ -70,7 +70,7 @@ class Link:
     def get(self, key: bytes) -> asyncio.Future[bytes | None]:
         """Ask for a record."""
         loop = self._loop()
-        future = loop.create_future()
+        future: asyncio.Future[bytes | None] = asyncio.Future(loop=loop)
         if key in self._gets:
             self._gets[key].append(future)
         else:

@@ -199,7 +199,7 @@ class _Line:
         loop.call_later(self._interval, self._watch)
 
     def submit(self, operation: Operation) -> asyncio.Future[Any]:
-        future: asyncio.Future[Any] = self._loop.create_future()
+        future: asyncio.Future[Any] = asyncio.Future(loop=self._loop)
         if not self._unsent:
             self._used = self._loop.time()
             self._loop.call_soon(self._send)  # with all others of this turn
