@@ -75,7 +75,9 @@ class Link:
             self._gets[key].append(future)
         else:
             self._gets[key] = [future]
-        self._schedule(loop)
+        self._queued += 1
+        if self._queued == 1:
+            self._schedule(loop)
         return future
 
     def gets(self, key: bytes) -> asyncio.Future[tuple[bytes | None, int]]:
@@ -83,7 +85,9 @@ class Link:
         loop = self._loop()
         future = loop.create_future()
         self._commands.append(_Retrieval(b"gets", {key: [future]}))
-        self._schedule(loop)
+        self._queued += 1
+        if self._queued == 1:
+            self._schedule(loop)
         return future
 
     def store(
@@ -118,13 +122,13 @@ class Link:
         loop = self._loop()
         command = _Command(verb, data, size, loop)
         self._commands.append(command)
-        self._schedule(loop)
+        self._queued += 1
+        if self._queued == 1:
+            self._schedule(loop)
         return command.future
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._queued += 1
-        if self._queued > 1:
-            return
+        """Have the first command in the queue sent, with all others of this turn."""
         if self._is_busy or (self._connections and self._connections[0].awaited):
             loop.call_soon(self._flush, loop)
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import warnings
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from typing import Any, TypeAlias
 
 from aiohttp import hdrs, web
@@ -26,7 +26,23 @@ warnings.filterwarnings("ignore", "It is recommended to use web", module=__name_
 
 _STARTED_KEY = "aiohttp_session_started"  # set when a streamed response has sent its headers
 
+_NOT_SET_UP = (
+    "Install aiohttp_session middleware in your aiohttp.web.Application: "
+    "aiohttp_session.setup(app, storage)"
+)
+
 _late_saves: set[asyncio.Future[None]] = set()
+
+
+def _state(request: web.Request) -> MutableMapping[str, Any]:
+    """Return what keeps the keys of a request: aiohttp's own dict, or else the request itself.
+
+    Below aiohttp's interface: by way of the request they take 0.5 µs, a tenth of a session.
+    """
+    state: MutableMapping[str, Any] = request  # type: ignore[assignment]  # its keys may be other
+    if type(request) is web.Request:
+        state = getattr(request, "_state", state)
+    return state
 
 
 def _keys(name: str | None) -> tuple[str, str]:
@@ -42,14 +58,16 @@ async def get_session(request: web.Request, name: str | None = None) -> Session:
     :raises RuntimeError: if the application was not set up with such a session.
     """
     session_key, storage_key = (SESSION_KEY, STORAGE_KEY) if name is None else _keys(name)
-    # request.get would raise and catch an exception for a missing key.
-    session: Session | None = request[session_key] if session_key in iter(request) else None
+    state = _state(request)
+    session: Session | None = state.get(session_key)
     if session is None:
-        storage = _storage(request, storage_key)
+        storage: AbstractStorage | None = state.get(storage_key)
+        if storage is None:
+            raise RuntimeError(_NOT_SET_UP)
         session = await storage.load_session(request)
         if not isinstance(session, Session):
             raise _not_a_session(session, storage)
-        request[session_key] = session
+        state[session_key] = session
     return session
 
 
@@ -62,27 +80,17 @@ async def new_session(request: web.Request, name: str | None = None) -> Session:
     :raises RuntimeError: if the application was not set up with such a session.
     """
     session_key, storage_key = _keys(name)
-    storage = _storage(request, storage_key)
+    state = _state(request)
+    storage: AbstractStorage | None = state.get(storage_key)
+    if storage is None:
+        raise RuntimeError(_NOT_SET_UP)
     session = await storage.new_session()
     if not isinstance(session, Session):
         raise _not_a_session(session, storage)
     if isinstance(storage, LifecycleStorage):
-        storage._replace_session(request, session, request.get(session_key))
-    request[session_key] = session
+        storage._replace_session(request, session, state.get(session_key))
+    state[session_key] = session
     return session
-
-
-def _storage(request: web.Request, key: str) -> AbstractStorage:
-    try:
-        storage: AbstractStorage | None = request[key]
-    except KeyError:
-        storage = None
-    if storage is None:
-        raise RuntimeError(
-            "Install aiohttp_session middleware in your aiohttp.web.Application: "
-            "aiohttp_session.setup(app, storage)"
-        )
-    return storage
 
 
 def _not_a_session(session: object, storage: object) -> RuntimeError:
@@ -121,7 +129,7 @@ def setup(app: web.Application, storage: AbstractStorage, *, name: str | None = 
         # A web.Response was saved by the middleware, or is none of a handler's (error 500).
         if isinstance(response, web.Response) or request.get(storage_key) is not storage:
             return
-        if (session := _unsaved(request, session_key)) is not None:
+        if (session := _unsaved(_state(request), session_key)) is not None:
             await storage.save_session(request, response, session)
             if isinstance(session, Session):
                 session._was_saved()
@@ -163,15 +171,16 @@ def _middleware(storage: AbstractStorage, name: str | None, *, streams: bool) ->
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if storage_key in iter(request) and _differs(request[storage_key], storage):
+        state = _state(request)
+        if storage_key in state and _differs(state[storage_key], storage):
             # Two applications, one inside the other, each with a session of its own.
             with _put_aside(request, session_key, storage_key):
                 return await middleware(request, handler)
-        request[storage_key] = storage
+        state[storage_key] = storage
         try:
             response = await handler(request)
         except web.HTTPException as error:
-            if (session := _unsaved(request, session_key)) is not None:
+            if (session := _unsaved(state, session_key)) is not None:
                 await _save(storage, session, request, error, streams=streams)
             raise
         except (asyncio.CancelledError, ConnectionError) as error:
@@ -181,7 +190,7 @@ def _middleware(storage: AbstractStorage, name: str | None, *, streams: bool) ->
         # Most are just that, and isinstance takes its time with the others.
         if type(response) is not web.Response and not isinstance(response, web.StreamResponse):
             raise RuntimeError(f"Expect response, not {type(response)!r}")
-        if (session := _unsaved(request, session_key)) is not None:
+        if (session := _unsaved(state, session_key)) is not None:
             await _save(storage, session, request, response, streams=streams)
         return response
 
@@ -193,11 +202,11 @@ def _differs(outer: AbstractStorage | None, storage: AbstractStorage) -> bool:
     return outer is not None and outer.cookie_name != storage.cookie_name
 
 
-def _unsaved(request: web.Request, session_key: str) -> Any:
+def _unsaved(state: Mapping[str, Any], session_key: str) -> Any:
     """Return the session of a request, if it has one that must be saved; else None."""
-    if session_key not in iter(request):
+    session = state.get(session_key)
+    if session is None:
         return None
-    session: Any = request[session_key]
     if isinstance(session, Session):
         return session if session._needs_save() else None
     # Somebody's own object in place of a session, as get_session allows; or None.

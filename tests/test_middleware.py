@@ -106,6 +106,32 @@ async def test_it_is_the_same_session_at_each_call() -> None:
     assert storage.loads == 1
 
 
+class OwnRequest(web.Request):
+    """A request that sees to its keys itself, in capitals."""
+
+    def __getitem__(self, key: Any) -> Any:
+        return super().__getitem__(key.upper())
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        super().__setitem__(key.upper(), value)
+
+
+async def test_a_request_of_ones_own_class_keeps_the_session_its_own_way() -> None:
+    request = make_request()
+    request.__class__ = OwnRequest
+
+    async def handler(request: web.Request) -> web.Response:
+        session = await get_session(request)
+        assert await get_session(request) is session is request[SESSION_KEY]
+        assert {*request} == {SESSION_KEY.upper(), STORAGE_KEY.upper()}
+        session["a"] = 1
+        return web.Response()
+
+    storage = OwnStorage()
+    await session_middleware(storage)(request, handler)
+    assert storage.saved == [storage.session]
+
+
 @pytest.mark.parametrize(
     "held", [{}, {"a": 1}, "text", 0, False, Session(None, data=None, new=True)]
 )
