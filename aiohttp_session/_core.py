@@ -18,11 +18,12 @@ IMPLEMENTATION = "python"
 
 if sys.implementation.name == "cpython" and not os.environ.get("AIOHTTP_SESSION_NO_EXTENSIONS"):
     try:
-        from . import _cookies_c, _payload_c, _session_c  # noqa: F401
+        from . import _cookies_c, _payload_c, _replies_c, _session_c  # noqa: F401
 
         IMPLEMENTATION = "cython"
     except ImportError as error:
-        names = (f"{__package__}.{name}" for name in ("_cookies_c", "_payload_c", "_session_c"))
+        twins = ("_cookies_c", "_payload_c", "_replies_c", "_session_c")
+        names = (f"{__package__}.{name}" for name in twins)
         if any(map(importlib.util.find_spec, names)):
             warnings.warn(
                 f"aiohttp-session runs in pure Python, since its extensions can't be used: {error}",
@@ -33,10 +34,12 @@ if sys.implementation.name == "cpython" and not os.environ.get("AIOHTTP_SESSION_
 if TYPE_CHECKING or IMPLEMENTATION == "python":
     from ._cookies_py import decode_base64, encode_base64, find_cookie, quote
     from ._payload_py import decode, dumps, encode
+    from ._replies_py import read_values
     from ._session_py import Session, fingerprint, restore
 else:
     from ._cookies_c import decode_base64, encode_base64, find_cookie, quote
     from ._payload_c import decode, dumps, encode
+    from ._replies_c import read_values
     from ._session_c import Session, fingerprint, restore
 
 __all__ = (
@@ -50,5 +53,6 @@ __all__ = (
     "find_cookie",
     "fingerprint",
     "quote",
+    "read_values",
     "restore",
 )

@@ -11,6 +11,7 @@ from weakref import ref
 from aiomcache import ClientException
 
 from ._batch import _duplicate
+from ._core import read_values
 
 _CLOGGED = 64 * 1024  # bytes under way on a connection, beyond which others take another
 _KEYS_LIMIT = 64  # keys in one command
@@ -230,6 +231,15 @@ class _Retrieval:
         self.since = 0.0
         """The loop's time when it was sent."""
 
+    def hand_out(self, data: bytes, position: int) -> int:
+        """Hand out the records of ``get`` from a position on, and return the one after them."""
+        values, position = read_values(data, position)
+        for key, value in values:
+            for future in self.waiters.pop(key):
+                if not future.done():
+                    future.set_result(value)
+        return position
+
     def settle(self, result: object) -> None:
         """Give all who still wait the same result, or exception."""
         for futures in self.waiters.values():
@@ -341,9 +351,14 @@ class _Connection(asyncio.Protocol):
         :raises ValueError, LookupError, ClientException: if the stream can't be trusted any more.
         """
         self._needed = position = 0
-        while (end := data.find(b"\r\n", position)) >= 0:
-            line = data[position:end]
+        while position < len(data):
             command = self.awaited[0]
+            if isinstance(command, _Retrieval) and command.verb == b"get":
+                position = command.hand_out(data, position)
+            end = data.find(b"\r\n", position)
+            if end < 0:
+                break
+            line = data[position:end]
             if isinstance(command, _Command):
                 outcome = _outcome(command, line)
                 command.settle(outcome)

@@ -12,14 +12,20 @@ from types import ModuleType
 import pytest
 from hypothesis import HealthCheck, settings
 
-from aiohttp_session import _cookies_py, _payload_py, _session_py
+from aiohttp_session import _cookies_py, _payload_py, _replies_py, _session_py
 from benchmarks import servers
 from tests.proxy import Proxy
 
-_TWINS = {"_cookies_c": _cookies_py, "_payload_c": _payload_py, "_session_c": _session_py}
+_TWINS = {
+    "_cookies_c": _cookies_py,
+    "_payload_c": _payload_py,
+    "_replies_c": _replies_py,
+    "_session_c": _session_py,
+}
 _NAMES = (
     *("find_cookie", "quote", "encode_base64", "decode_base64"),
     *("encode", "dumps", "decode"),
+    "read_values",
     *("Session", "fingerprint", "restore"),
 )
 _PURE_ONLY = bool(os.environ.get("AIOHTTP_SESSION_NO_EXTENSIONS"))

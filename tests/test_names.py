@@ -246,7 +246,7 @@ def load_switch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
 
     def load(*extensions: str) -> ModuleType:
         monkeypatch.delenv("AIOHTTP_SESSION_NO_EXTENSIONS", raising=False)
-        for name in ("_cookies", "_payload", "_session"):
+        for name in ("_cookies", "_payload", "_replies", "_session"):
             twin = importlib.import_module(f"aiohttp_session.{name}_py")
             monkeypatch.delattr(aiohttp_session, f"{name}_c", raising=False)
             there = twin if name in extensions else None
@@ -262,7 +262,7 @@ def load_switch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
 
 
 def test_all_extensions_are_used(load_switch: Callable[..., ModuleType]) -> None:
-    assert load_switch("_cookies", "_payload", "_session").IMPLEMENTATION == "cython"
+    assert load_switch("_cookies", "_payload", "_replies", "_session").IMPLEMENTATION == "cython"
 
 
 def test_no_extensions_are_no_matter(load_switch: Callable[..., ModuleType]) -> None:

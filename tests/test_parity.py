@@ -28,6 +28,8 @@ from aiohttp_session import (
     _cookies_py,
     _payload_c,
     _payload_py,
+    _replies_c,
+    _replies_py,
     _session_c,
     _session_py,
     storage,
@@ -39,6 +41,7 @@ NOW = 1_700_000_000
 MODULES: list[tuple[Any, Any]] = [
     (_cookies_c, _cookies_py),
     (_payload_c, _payload_py),
+    (_replies_c, _replies_py),
     (_session_c, _session_py),
 ]
 CLASSES: tuple[Any, Any] = (_session_c.Session, _session_py.Session)
@@ -672,3 +675,35 @@ def test_properties_are_read_only() -> None:
         for name in ("new", "identity", "created", "empty"):
             with pytest.raises(AttributeError, match=name):
                 setattr(cls(None, data=None, new=True), name, 1)
+
+
+# Replies
+
+
+REPLY_PARTS = [
+    b"VALUE ",
+    b"VALUE k 0 1\r\n",
+    b"k",
+    b" ",
+    b" 0 ",
+    b"1",
+    b"12",
+    b"\r\n",
+    b"\r",
+    b"END\r\n",
+]
+
+
+@TEXTS
+@given(
+    st.lists(st.sampled_from(REPLY_PARTS) | st.binary(max_size=3)).map(b"".join),
+    st.integers(-5, 50),
+)
+def test_read_values(data: bytes, position: int) -> None:
+    same(_replies_c, _replies_py, "read_values", data, position)
+
+
+@pytest.mark.parametrize("data", [bytearray(b"VALUE k 0 1\r\na\r\n"), "VALUE", None])
+def test_read_values_of_other_types(data: Any) -> None:
+    same(_replies_c, _replies_py, "read_values", data, 0)
+    same(_replies_c, _replies_py, "read_values", b"VALUE k 0 1\r\na\r\n", True)

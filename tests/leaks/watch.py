@@ -22,7 +22,7 @@ LEAKED: list[object] = []
 
 
 def _cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
-    from aiohttp_session import _cookies_c, _payload_c, _session_c
+    from aiohttp_session import _cookies_c, _payload_c, _replies_c, _session_c
 
     data = {"created": 10**9, "session": {"a": [1, 2.5, {"b": (None, "x" * 50)}], "c": "d"}}
     big = [2**70, float("nan")]
@@ -56,6 +56,10 @@ def _cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
         "encode": (_payload_c.encode, [(data,), ([1, (2,)],), (big,), ({1: object()},)]),
         "dumps": (_payload_c.dumps, [(data,), (["é"],), ({"a": {1}},)]),
         "decode": (_payload_c.decode, [(b'{"a":[1,2.5]}',), ('["x"]',), ("9" * 30,), (b"\xff",)]),
+        "read_values": (
+            _replies_c.read_values,
+            [(b"VALUE k 0 2\r\nab\r\nVALUE l 0 1\r\nc\r\nEND\r\n", 0), (b"VALUE k 0 9\r\n", 0)],
+        ),
         "session": (use, [(data,)]),
         "restore": (restore, [(b'{"created":1,"session":{"a":["x"],"b":1}}',), ("[]",), (b"{",)]),
         "broken": (LEAKED.append, [(bytearray(1),)]),  # shows that the watch can find a leak
