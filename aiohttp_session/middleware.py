@@ -15,6 +15,7 @@ from ._core import Session
 from .storage import AbstractStorage, LifecycleStorage, ServerStorage
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_State: TypeAlias = MutableMapping[Any, Any]
 
 SESSION_KEY = "aiohttp_session"
 """Where a request keeps its session."""
@@ -24,6 +25,10 @@ STORAGE_KEY = "aiohttp_session_storage"
 # Other people's middleware reads these keys, so str they stay; aiohttp 3.14 advises otherwise.
 warnings.filterwarnings("ignore", "It is recommended to use web", module=__name__)
 
+# The requests whose keys are in a dict of this name. Below aiohttp's interface, but by way of the
+# request itself, as with any other, the keys of a session take 0.7 µs, a tenth of it.
+_PlainRequest = web.Request if "_state" in getattr(web.Request, "ATTRS", ()) else None
+
 _STARTED_KEY = "aiohttp_session_started"  # set when a streamed response has sent its headers
 
 _NOT_SET_UP = (
@@ -32,17 +37,6 @@ _NOT_SET_UP = (
 )
 
 _late_saves: set[asyncio.Future[None]] = set()
-
-
-def _state(request: web.Request) -> MutableMapping[str, Any]:
-    """Return what keeps the keys of a request: aiohttp's own dict, or else the request itself.
-
-    Below aiohttp's interface: by way of the request they take 0.5 µs, a tenth of a session.
-    """
-    state: MutableMapping[str, Any] = request  # type: ignore[assignment]  # its keys may be other
-    if type(request) is web.Request:
-        state = getattr(request, "_state", state)
-    return state
 
 
 def _keys(name: str | None) -> tuple[str, str]:
@@ -58,7 +52,7 @@ async def get_session(request: web.Request, name: str | None = None) -> Session:
     :raises RuntimeError: if the application was not set up with such a session.
     """
     session_key, storage_key = (SESSION_KEY, STORAGE_KEY) if name is None else _keys(name)
-    state = _state(request)
+    state: _State = request._state if type(request) is _PlainRequest else request
     session: Session | None = state.get(session_key)
     if session is None:
         storage: AbstractStorage | None = state.get(storage_key)
@@ -80,7 +74,7 @@ async def new_session(request: web.Request, name: str | None = None) -> Session:
     :raises RuntimeError: if the application was not set up with such a session.
     """
     session_key, storage_key = _keys(name)
-    state = _state(request)
+    state: _State = request._state if type(request) is _PlainRequest else request
     storage: AbstractStorage | None = state.get(storage_key)
     if storage is None:
         raise RuntimeError(_NOT_SET_UP)
@@ -129,7 +123,7 @@ def setup(app: web.Application, storage: AbstractStorage, *, name: str | None = 
         # A web.Response was saved by the middleware, or is none of a handler's (error 500).
         if isinstance(response, web.Response) or request.get(storage_key) is not storage:
             return
-        if (session := _unsaved(_state(request), session_key)) is not None:
+        if (session := _unsaved(request, session_key)) is not None:
             await storage.save_session(request, response, session)
             if isinstance(session, Session):
                 session._was_saved()
@@ -171,7 +165,7 @@ def _middleware(storage: AbstractStorage, name: str | None, *, streams: bool) ->
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        state = _state(request)
+        state: _State = request._state if type(request) is _PlainRequest else request
         if storage_key in state and _differs(state[storage_key], storage):
             # Two applications, one inside the other, each with a session of its own.
             with _put_aside(request, session_key, storage_key):
@@ -202,7 +196,7 @@ def _differs(outer: AbstractStorage | None, storage: AbstractStorage) -> bool:
     return outer is not None and outer.cookie_name != storage.cookie_name
 
 
-def _unsaved(state: Mapping[str, Any], session_key: str) -> Any:
+def _unsaved(state: Mapping[Any, Any], session_key: str) -> Any:
     """Return the session of a request, if it has one that must be saved; else None."""
     session = state.get(session_key)
     if session is None:
