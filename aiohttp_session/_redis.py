@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from ._batch import Batch, Entry
+from ._core import read_replies
 
 LARGE = 32 * 1024  # bytes: what does not travel with others
 _WORKERS = 4  # connections of a server in use at the same time, beside its line
@@ -17,8 +18,9 @@ _LINE_AGE = 60  # seconds
 _METHODS = ("get", "set", "delete", "eval", "execute_command")
 _LIBRARIES = ("redis.", "valkey.")
 _COPIED_POOLS = {"ConnectionPool", "BlockingConnectionPool"}
+_CHUNK = 64 * 1024  # bytes
 # What a server replies that is not, or no longer, the right one.
-_MISPLACED = {"ReadOnlyError", "MovedError", "MasterDownError", "ClusterDownError"}
+_MISPLACED = (b"-READONLY ", b"-MOVED ", b"-MASTERDOWN ", b"-CLUSTERDOWN ")
 
 
 # An operation: its key, what it sends, and what does the same by the client's own methods. A plain
@@ -193,6 +195,7 @@ class _Line:
         self._writer = connection._writer
         self._unsent: list[bytes] = []
         self._pending: deque[Entry[Operation, Any]] = deque()
+        self._rest = b""  # of an incomplete reply
         self._is_closing = False
         self._used = self._opened = loop.time()
         self._task = loop.create_task(self._read())
@@ -226,9 +229,9 @@ class _Line:
         is_clean = False
         try:
             await self._read_replies()
-            is_clean = True
+            is_clean = not self._rest
         except asyncio.CancelledError:
-            is_clean = not pending
+            is_clean = not (pending or self._rest)
             if not self._is_closing:  # from outside: the event loop is shutting down
                 while pending:
                     pending.popleft()[1].cancel()
@@ -243,17 +246,34 @@ class _Line:
                 self._repeat(pending.popleft())
 
     async def _read_replies(self) -> None:
-        # Below the client's interface, as in Server._exchange.
-        read, pending = self._connection._parser.read_response, self._pending
-        while pending or not self._is_closing:
-            reply = await read(disable_decoding=True)
-            entry = pending.popleft()
-            if isinstance(reply, Exception):
-                self._repeat(entry)
-                if type(reply).__name__ in _MISPLACED:
-                    self._leave()
-            elif not entry[1].done():
-                entry[1].set_result(reply)
+        # Below the client's interface, as in Server._exchange: its parser takes 0.6 µs a reply.
+        stream = self._connection._reader
+        while self._pending or not self._is_closing:
+            data = await stream.read(_CHUNK)
+            if not data:
+                raise ConnectionResetError
+            data = self._rest + data
+            self._rest = data[self._hand_out(data) :]
+            if self._rest and not _is_begun(self._rest):
+                raise ValueError
+
+    def _hand_out(self, data: bytes) -> int:
+        """Hand out the replies that are complete, and return the position after them."""
+        pending = self._pending
+        position = 0
+        while True:
+            replies, position = read_replies(data, position)
+            for reply in replies:
+                future = pending.popleft()[1]
+                if not future.done():
+                    future.set_result(reply)
+            end = data.find(b"\r\n", position) if data.startswith(b"-", position) else -1
+            if end < 0:
+                return position
+            self._repeat(pending.popleft())
+            if data.startswith(_MISPLACED, position):
+                self._leave()
+            position = end + 2
 
     def _repeat(self, entry: Entry[Operation, Any]) -> None:
         self._server._batch.put(entry, self._loop)
@@ -377,6 +397,15 @@ def _copy_pool(pool: Any) -> Any:
     return type(pool)(
         connection_class=pool.connection_class, max_connections=pool.max_connections, **options
     )
+
+
+def _is_begun(reply: bytes) -> bool:
+    """Tell whether something is the beginning of a reply to an operation."""
+    line, end, rest = reply.partition(b"\r\n")
+    if not end:
+        return line[:1] in b"$:+-_" and len(line) < _CHUNK
+    size = line[1:]
+    return line[:1] == b"$" and size.isdigit() and len(size) < 10 and len(rest) < int(size) + 2
 
 
 def _is_reply(error: Exception) -> bool:

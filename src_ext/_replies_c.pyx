@@ -1,26 +1,28 @@
 # cython: language_level=3, binding=False, autotestdict=False
 # cython: embedsignature=True, embedsignature.format=clinic
-"""Records in what memcached replies, compiled: one pass over the bytes."""
+"""What memcached and Redis reply, compiled: one pass over the bytes."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.string cimport memcmp
 
 from . import _replies_py
 
+# Behind the last byte of a bytes object there is a NUL, at which every scan ends.
+
 
 def read_values(data, position):
-    """Read the complete records of a reply to ``get`` from a position on.
+    """Read the complete records of memcached's reply to ``get`` from a position on.
 
     :return: keys with their records; and the position after them, of what is anything else: the
         end, an error, a record that is incomplete, damaged or has flags.
     """
-    if type(data) is not bytes or type(position) is not int or position < 0:
+    if not _is_usual(data, position):
         return _replies_py.read_values(data, position)
     cdef const unsigned char* text = <const unsigned char*>PyBytes_AS_STRING(data)
-    cdef Py_ssize_t end = PyBytes_GET_SIZE(data), done = min(position, end)
-    cdef Py_ssize_t i, key, key_end, digits, size
+    cdef Py_ssize_t end = PyBytes_GET_SIZE(data), done = position
+    cdef Py_ssize_t i, key, key_end
+    cdef long long size
     values = []
-    # Behind the last byte of a bytes object there is a NUL, at which every scan ends.
     while end - done > 6 and memcmp(text + done, b"VALUE ", 6) == 0:
         i = key = done + 6
         while text[i] > c" " and text[i] != 127:
@@ -28,19 +30,84 @@ def read_values(data, position):
         key_end = i
         if key_end == key or end - i < 3 or memcmp(text + i, b" 0 ", 3) != 0:
             break
-        i = digits = i + 3
-        size = 0
-        while b"0" <= text[i] <= b"9" and i - digits < 9:
-            size = size * 10 + (text[i] - c"0")
-            i += 1
-        if i == digits or end - i < 2 or memcmp(text + i, b"\r\n", 2) != 0:
+        i = _read_digits(text, i + 3, 9, &size)
+        if i == 0 or not _is_line_end(text, i, end):
             break
         i += 2
-        if end - i < size + 2 or memcmp(text + i + size, b"\r\n", 2) != 0:
+        if end - i < size + 2 or not _is_line_end(text, i + size, end):
             break
         values.append((
             PyBytes_FromStringAndSize(<const char*>text + key, key_end - key),
             PyBytes_FromStringAndSize(<const char*>text + i, size),
         ))
         done = i + size + 2
-    return values, position if not values else done
+    return values, done
+
+
+def read_replies(data, position):
+    """Read the complete replies of Redis from a position on: strings, integers and nulls.
+
+    :return: the replies; and the position after them, of what is anything else: an error, another
+        type, a reply that is incomplete or damaged.
+    """
+    if not _is_usual(data, position):
+        return _replies_py.read_replies(data, position)
+    cdef const unsigned char* text = <const unsigned char*>PyBytes_AS_STRING(data)
+    cdef Py_ssize_t end = PyBytes_GET_SIZE(data), done = position
+    cdef Py_ssize_t i
+    cdef long long number
+    replies = []
+    while done < end:
+        i = done + 1
+        if text[done] == c"$" and text[i] != c"-":
+            i = _read_digits(text, i, 9, &number)
+            if i == 0 or not _is_line_end(text, i, end):
+                break
+            i += 2
+            if end - i < number + 2:
+                break
+            reply = PyBytes_FromStringAndSize(<const char*>text + i, number)
+            i += number
+        elif text[done] == c"$" and end - done > 2 and text[done + 2] == c"1":
+            reply = None
+            i = done + 3
+        elif text[done] == c"_":
+            reply = None
+        elif text[done] == c":":
+            if text[i] == c"-":
+                i += 1
+            i = _read_digits(text, i, 18, &number)
+            if i == 0:
+                break
+            reply = -number if text[done + 1] == c"-" else number
+        elif text[done] == c"+":
+            while i < end and text[i] != c"\r" and text[i] != c"\n":
+                i += 1
+            reply = PyBytes_FromStringAndSize(<const char*>text + done + 1, i - done - 1)
+        else:
+            break
+        if not _is_line_end(text, i, end):
+            break
+        replies.append(reply)
+        done = i + 2
+    return replies, done
+
+
+cdef bint _is_usual(data, position) except -1:
+    return type(data) is bytes and type(position) is int and 0 <= position <= len(data)
+
+
+cdef bint _is_line_end(const unsigned char* text, Py_ssize_t i, Py_ssize_t end) noexcept:
+    return end - i >= 2 and text[i] == c"\r" and text[i + 1] == c"\n"
+
+
+cdef Py_ssize_t _read_digits(
+    const unsigned char* text, Py_ssize_t i, int most, long long* number
+) noexcept:
+    """Read a number of so many digits at the most; return the position after it, 0 for none."""
+    cdef Py_ssize_t start = i
+    number[0] = 0
+    while c"0" <= text[i] <= c"9" and i - start < most:
+        number[0] = number[0] * 10 + (text[i] - c"0")
+        i += 1
+    return 0 if i == start else i

@@ -25,7 +25,7 @@ _TWINS = {
 _NAMES = (
     *("find_cookie", "quote", "encode_base64", "decode_base64"),
     *("encode", "dumps", "decode"),
-    "read_values",
+    *("read_replies", "read_values"),
     *("Session", "fingerprint", "restore"),
 )
 _PURE_ONLY = bool(os.environ.get("AIOHTTP_SESSION_NO_EXTENSIONS"))

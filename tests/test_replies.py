@@ -1,4 +1,4 @@
-"""Records in what memcached replies."""
+"""What memcached and Redis reply."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from aiohttp_session._core import read_values
+from aiohttp_session._core import read_replies, read_values
 
 RECORDS = st.lists(
     st.tuples(st.from_regex(rb"[!-~]{1,20}", fullmatch=True), st.binary(max_size=30)), max_size=4
@@ -61,3 +61,62 @@ def test_anything_else_is_left(other: bytes) -> None:
     assert read_values(other, 0) == ([], 0)
     first = write([(b"k", b"v")])
     assert read_values(first + other, 0) == ([(b"k", b"v")], len(first))
+
+
+REPLIES = st.lists(
+    st.none()
+    | st.integers(-(10**18) + 1, 10**18 - 1)
+    | st.binary(max_size=30)
+    | st.sampled_from([b"OK", b"", b"\r\n+OK\r\n"]),
+    max_size=4,
+)
+FORMS = st.sampled_from([b"$-1\r\n", b"_\r\n"])
+
+
+def write_reply(reply: bytes | int | None, null: bytes) -> bytes:
+    if reply is None:
+        return null
+    if isinstance(reply, int):
+        return b":%d\r\n" % reply
+    return b"+OK\r\n" if reply == b"OK" else b"$%d\r\n%b\r\n" % (len(reply), reply)
+
+
+@given(REPLIES, FORMS)
+def test_replies_of_redis_are_read_as_far_as_they_are_complete(
+    replies: list[bytes | int | None], null: bytes
+) -> None:
+    parts = [write_reply(reply, null) for reply in replies]
+    ends = [sum(map(len, parts[:count])) for count in range(len(parts) + 1)]
+    text = b"".join(parts)
+    for cut in range(len(text) + 1):
+        whole = sum(end <= cut for end in ends) - 1
+        assert read_replies(b"before" + text[:cut], 6) == (replies[:whole], 6 + ends[whole])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        *(b"-ERR no\r\n", b"*1\r\n$1\r\na\r\n", b">1\r\n+a\r\n", b"#t\r\n", b"%0\r\n", b",1\r\n"),
+        *(
+            b"$\r\n",
+            b"$-2\r\n",
+            b"$-\r\n",
+            b"$x\r\n",
+            b"$1\r\nab\r\n",
+            b"$2\r\na\r\n",
+            b"$1\na\r\n",
+        ),
+        *(
+            b"$9999999999\r\n",
+            b":\r\n",
+            b":-\r\n",
+            b":+1\r\n",
+            b":1x\r\n",
+            b":1000000000000000000\r\n",
+        ),
+        *(b"+a\n\r\n", b"_x\r\n", b"\r\n", b"OK\r\n", b"$-1x\r\n"),
+    ],
+)
+def test_what_is_no_usual_reply_is_left(other: bytes) -> None:
+    assert read_replies(other, 0) == ([], 0)
+    assert read_replies(b":1\r\n" + other, 0) == ([1], 4)

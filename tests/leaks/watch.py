@@ -60,6 +60,10 @@ def _cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
             _replies_c.read_values,
             [(b"VALUE k 0 2\r\nab\r\nVALUE l 0 1\r\nc\r\nEND\r\n", 0), (b"VALUE k 0 9\r\n", 0)],
         ),
+        "read_replies": (
+            _replies_c.read_replies,
+            [(b"$2\r\nab\r\n:-7\r\n+OK\r\n$-1\r\n_\r\n", 0), (b"$9\r\nab", 0), (b"-ERR\r\n", 0)],
+        ),
         "session": (use, [(data,)]),
         "restore": (restore, [(b'{"created":1,"session":{"a":["x"],"b":1}}',), ("[]",), (b"{",)]),
         "broken": (LEAKED.append, [(bytearray(1),)]),  # shows that the watch can find a leak
