@@ -299,6 +299,30 @@ async def test_a_reply_that_is_not_redis_is_the_clients_error(
     assert (await storage.load_session(request_of("a")))["user"] == "a"
 
 
+@pytest.mark.parametrize("odd", [b">2\r\n+invalidate\r\n*0\r\n", b"#t\r\n", b"$1\r\nab\r\n"])
+async def test_what_a_line_does_not_understand_is_asked_for_again(
+    proxy: Proxy, client: Any, odd: bytes
+) -> None:
+    storage = RedisStorage(client, timeout=2)
+    await login(storage, "a")
+    proxy.fake_reply = odd
+    load = asyncio.ensure_future(storage.load_session(request_of("a")))
+    while proxy.accepted == 1:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    proxy.fake_reply = None
+    assert (await load)["user"] == "a"
+
+
+async def test_a_reply_too_many_costs_the_connection(proxy: Proxy, client: Any) -> None:
+    storage = RedisStorage(client, timeout=2)
+    await login(storage, "a")
+    proxy.fake_reply = b"$1\r\n1\r\n$1\r\n2\r\n"
+    assert await storage.read("k") == b"1"
+    proxy.fake_reply = None
+    assert await storage.read("k") is None
+    assert proxy.accepted == 2
+
+
 async def test_a_loading_server_is_the_clients_error(proxy: Proxy, client: Any) -> None:
     storage = RedisStorage(client, timeout=2)
     await login(storage, "a")
