@@ -248,14 +248,14 @@ class _Line:
     async def _read_replies(self) -> None:
         # Below the client's interface, as in Server._exchange: its parser takes 0.6 µs a reply.
         stream = self._connection._reader
+        missing = 0
         while self._pending or not self._is_closing:
-            data = await stream.read(_CHUNK)
+            data = await (stream.readexactly(missing) if missing else stream.read(_CHUNK))
             if not data:
                 raise ConnectionResetError
             data = self._rest + data
             self._rest = data[self._hand_out(data) :]
-            if self._rest and not _is_begun(self._rest):
-                raise ValueError
+            missing = _missing(self._rest) if self._rest else 0
 
     def _hand_out(self, data: bytes) -> int:
         """Hand out the replies that are complete, and return the position after them."""
@@ -399,13 +399,20 @@ def _copy_pool(pool: Any) -> Any:
     )
 
 
-def _is_begun(reply: bytes) -> bool:
-    """Tell whether something is the beginning of a reply to an operation."""
+def _missing(reply: bytes) -> int:
+    """Return how many bytes a reply lacks that has begun; 0 if it doesn't tell yet.
+
+    :raises ValueError: if it is no reply to an operation.
+    """
     line, end, rest = reply.partition(b"\r\n")
-    if not end:
-        return line[:1] in b"$:+-_" and len(line) < _CHUNK
-    size = line[1:]
-    return line[:1] == b"$" and size.isdigit() and len(size) < 10 and len(rest) < int(size) + 2
+    kind, size = line[:1], line[1:]
+    if not end and kind in b"$:+-_" and len(line) < _CHUNK:
+        return 0
+    if end and kind == b"$" and size.isdigit() and len(size) < 10:
+        missing = int(size) + len(b"\r\n") - len(rest)
+        if missing > 0:
+            return missing
+    raise ValueError
 
 
 def _is_reply(error: Exception) -> bool:
