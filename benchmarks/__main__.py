@@ -102,8 +102,11 @@ def _measured(options: argparse.Namespace, cases: list[Case]) -> results.Run:
         for name in names:
             running.append(Contender(name, stores))
             stack.callback(running[-1].close)
-        with _progress(measuring.count_steps(cases, rounds)) as step:
+        with _progress(measuring.count_steps(cases, rounds) + 1) as step:
             timings = measuring.measure(running, cases, rounds, step, batch)
+            step("what saw slow moments only, once more")
+            if not options.quick:
+                measuring.catch_up(timings, running)
     described = {contender.name: contender.describe() for contender in running} | absent
     return results.Run(timings, described, not_run, machine.describe())
 

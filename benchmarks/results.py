@@ -31,6 +31,7 @@ class Run:
                 "spread": round(timing.spread, 4),
                 "rounds": [round(taken, 4) for taken in timing.taken],
                 "bare_rounds": [round(taken, 4) for taken in timing.bare],
+                "paces": [round(pace, 4) for pace in timing.paces],
             }
             for case, row in self.timings.items()
             for contender, timing in row.items()
@@ -50,7 +51,7 @@ def load(path: Path) -> Run:
     document = json.loads(path.read_text(encoding="utf-8"))
     timings: Timings = {}
     for result in document["results"]:
-        timing = Timing(result["rounds"], result["bare_rounds"])
+        timing = Timing(result["rounds"], result["bare_rounds"], result.get("paces", []))
         timings.setdefault(_case(result), {})[result["contender"]] = timing
     not_run = {_case(entry): entry["why"] for entry in document["not_run"]}
     return Run(timings, document["contenders"], not_run, document["machine"])

@@ -262,6 +262,7 @@ class Worker:
     def __init__(self, stores: Stores) -> None:
         self._stores = stores
         self._cases: dict[Case, RequestCase | StepCase] = {}
+        self._bare: App | None = None
 
     async def describe(self) -> dict[str, str]:
         """Say which package this is."""
@@ -280,17 +281,25 @@ class Worker:
         self._cases[made] = kind(made, self._stores)
         await self._cases[made].check()
 
-    async def time(self, seconds: float, **case: Any) -> float:
-        """Return the microseconds of a request or step."""
-        return await self._cases[Case(**case)].time(seconds)
+    async def time(self, seconds: float, **case: Any) -> tuple[float, float]:
+        """Return the microseconds of a request or step, and of a bare one just before and after."""
+        before = await self._pace()
+        taken = await self._cases[Case(**case)].time(seconds)
+        return taken, (before + await self._pace()) / 2
+
+    async def _pace(self) -> float:
+        return await self._run_bare(256, 1)
 
     async def bare(self, seconds: float, at_once: int) -> float:
         """Return the microseconds of a request without sessions."""
         gc.collect()
-        app = App(None)
-        count = max(64, int(seconds / 5e-6))
-        requests = app.requests(["AIOHTTP_SESSION=c3d4"] * count)
-        return await app.run(bare, requests, at_once) / count * 1e6
+        return await self._run_bare(max(64, int(seconds / 5e-6)), at_once)
+
+    async def _run_bare(self, count: int, at_once: int) -> float:
+        if self._bare is None:
+            self._bare = App(None)
+        requests = self._bare.requests(["AIOHTTP_SESSION=c3d4"] * count)
+        return await self._bare.run(bare, requests, at_once) / count * 1e6
 
 
 def describe() -> dict[str, str]:

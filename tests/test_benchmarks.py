@@ -16,7 +16,7 @@ from aiohttp_session.memory_storage import MemoryStorage
 from benchmarks import cases, contenders, load_client, plot, results, table, wrk
 from benchmarks.cases import CASES, Case, Stores
 from benchmarks.contenders import Contender, ContenderError
-from benchmarks.measuring import Timing, measure
+from benchmarks.measuring import Timing, catch_up, measure
 from benchmarks.worker import RequestCase, StepCase, WrongAnswerError
 
 _IN_PROCESS = [case for case in CASES if case.storage not in {*cases.SERVERS, "step"}]
@@ -119,6 +119,42 @@ def test_cookie_header_has_so_many_cookies(count: int) -> None:
 
 def test_names_of_cases_differ() -> None:
     assert len({case.name for case in CASES}) == len(CASES)
+
+
+class FakeContender:
+    """A contender whose machine is slow at first."""
+
+    name = "pure"
+
+    def __init__(self, slow: int) -> None:
+        self.slow = slow
+        self.asked = 0
+
+    def ask(self, command: str, **arguments: Any) -> Any:
+        if command == "time":
+            self.asked += 1
+            return (18.0, 3.6) if self.asked <= self.slow else (10.0, 2.0)
+        return 2.0
+
+
+def test_what_hardly_saw_a_fast_moment_is_measured_again() -> None:
+    cases = [Case("simple", "read"), Case("simple", "write")]
+    contender: Any = FakeContender(slow=9)
+    timings = measure([contender], cases, 5, lambda description: None)
+    assert [timings[case]["pure"].cost for case in cases] == [16.0, 8.0]
+    catch_up(timings, [contender])
+    assert [timings[case]["pure"].cost for case in cases] == [8.0, 8.0]
+    assert contender.asked < 20
+    catch_up(timings, [contender])
+    assert contender.asked < 20
+
+
+def test_catching_up_ends() -> None:
+    cases = [Case("simple", "read"), Case("simple", "write")]
+    contender: Any = FakeContender(slow=10**9)
+    timings = measure([contender], cases, 1, lambda description: None)
+    catch_up(timings, [contender], patience=-1.0)
+    assert contender.asked == 2
 
 
 def test_contender_measures_in_a_process_of_its_own() -> None:
