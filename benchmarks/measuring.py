@@ -17,7 +17,7 @@ from .cases import ONLY_HERE, Case
 from .contenders import Contender
 
 BATCH = 0.012  # seconds of CPU time that a contender gets for a case in a round
-PATIENCE = 30.0  # seconds
+PATIENCE = 15.0  # seconds
 _FAST_ROUNDS = 4  # that each case should have
 _FAST = 1.15  # times the best pace
 
