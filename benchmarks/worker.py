@@ -37,7 +37,8 @@ from .cases import (
 )
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-_SEEDS = 128  # sessions, at least, that requests take turns with
+_SEEDS = 128  # sessions that requests take turns with, at least;
+_SEEDED = 512 * 1024  # bytes of them, at the most, or memcached would drop some
 
 
 class WrongAnswerError(Exception):
@@ -146,7 +147,8 @@ class RequestCase:
                 found = await self._load(cookie)
                 if found:
                     raise WrongAnswerError(f"{case.name}: the record is still there: {found!r}")
-        self._seeds = itertools.cycle(await self._seed(max(_SEEDS, case.at_once)))
+        seeds = min(_SEEDS, _SEEDED // case.size)
+        self._seeds = itertools.cycle(await self._seed(max(seeds, case.at_once)))
         await self.time(0.0)
 
     async def time(self, seconds: float) -> float:
