@@ -7,6 +7,8 @@ import statistics
 import time
 from typing import Any
 
+_PATIENCE = 5.0  # seconds, for the last answers
+
 
 class Client:
     """Keeps connections to a server, and puts load on it when asked to."""
@@ -29,10 +31,12 @@ class Client:
             head += f"Cookie: {cookies[number % len(cookies)]}\r\n\r\n"
             connection.start(head.encode("ascii"))
         await asyncio.sleep(seconds)
-        await asyncio.wait({connection.stop() for connection in self._connections}, timeout=5)
+        stopped = {connection.stop() for connection in self._connections}
+        _, unanswered = await asyncio.wait(stopped, timeout=_PATIENCE)
         taken = time.perf_counter() - start
         latencies = [latency for each in self._connections for latency in each.latencies]
         failures = [each.failure for each in self._connections if each.failure]
+        failures += ["a request was not answered" for _ in unanswered]
         if failures or len(latencies) < 2:
             return {"failure": failures[0] if failures else "no answers"}
         percentiles = statistics.quantiles(latencies, n=100)

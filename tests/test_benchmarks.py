@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -276,6 +277,25 @@ async def test_load_client_notices_a_server_that_leaves() -> None:
         client = load_client.Client(host, port, connections=2)
         seen = await client.load("/", ["a=1"], seconds=0.05)
     assert "closed the connection" in seen["failure"]
+
+
+async def test_load_client_notices_a_request_without_an_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            await reader.read()
+        writer.close()
+
+    monkeypatch.setattr(load_client, "_PATIENCE", 0.1)
+    server = await asyncio.start_server(listen, "127.0.0.1", 0)
+    async with server:
+        host, port = server.sockets[0].getsockname()
+        client = load_client.Client(host, port, connections=2)
+        seen = await client.load("/", ["a=1"], seconds=0.05)
+        client.close()
+        await asyncio.sleep(0.05)
+    assert seen == {"failure": "a request was not answered"}
 
 
 _WRK = """Running 2s test @ http://127.0.0.1:8080/read
