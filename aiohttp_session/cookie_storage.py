@@ -29,6 +29,7 @@ Key: TypeAlias = "str | bytes | bytearray"
 
 _KEY_SIZE = 32  # bytes
 _NONCE_SIZE = 12  # bytes
+_NONCES_DRAWN = 64  # at a time
 # An AES-GCM-SIV cookie is the urlsafe base64, without padding, of a version byte, a nonce, and
 # the sealed Unix time (8 bytes, big-endian) and payload. Version and cookie name are authenticated
 # with it; the key is derived from the secret key by HKDF-SHA256.
@@ -89,7 +90,7 @@ class EncryptedCookieStorage(CookieStorage):
         """Encrypt a payload with the first key."""
         if not (self._seals_with_siv and self._fernet is self._keyed):
             return self._fernet.encrypt(payload).decode("ascii")
-        nonce = os.urandom(_NONCE_SIZE)
+        nonce = _draw_nonce()
         message = _TIME.pack(int(time.time())) + payload
         sealed = self._ciphers[0].encrypt(nonce, message, _associated(self._cookie_name))
         return encode_base64(_SIV_VERSION + nonce + sealed)
@@ -119,6 +120,23 @@ class EncryptedCookieStorage(CookieStorage):
                 continue
             return message[_TIME.size :], _TIME.unpack_from(message)[0]
         return None
+
+
+# Nonces to come: a system call for each would cost a fifth of what the encryption does. (Were one
+# used twice, in a copy of the process that Python does not know of, AES-GCM-SIV would betray no
+# more than that two cookies are the same.)
+_nonces: list[bytes] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_nonces.clear)
+
+
+def _draw_nonce() -> bytes:
+    while True:
+        try:
+            return _nonces.pop()
+        except IndexError:  # also when other threads were faster
+            drawn = os.urandom(_NONCES_DRAWN * _NONCE_SIZE)
+            _nonces.extend(nonce for (nonce,) in struct.iter_unpack(f"{_NONCE_SIZE}s", drawn))
 
 
 @lru_cache

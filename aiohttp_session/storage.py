@@ -394,9 +394,11 @@ class CookieStorage(LifecycleStorage):
         cookie = self.load_cookie(request)
         if cookie is not None:
             opened = self.open(cookie)
-            session = None if opened is None else self._restore(None, *opened)
-            if session is not None:
-                return session
+            if opened is not None:
+                payload, sealed_at = opened
+                session = self._restore(None, payload, sealed_at)
+                if session is not None:
+                    return session
             log.warning(self._UNREADABLE)
         return Session(None, data=None, new=True, max_age=self.max_age)
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import base64
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -56,7 +60,32 @@ def test_what_was_sealed_can_be_opened(payload: bytes) -> None:
 
 def test_the_same_payload_is_never_sealed_the_same() -> None:
     storage = make()
-    assert len({storage.seal(b"{}") for _ in range(50)}) == 50
+    assert len({storage.seal(b"{}") for _ in range(500)}) == 500
+
+
+def test_threads_never_share_a_nonce() -> None:
+    storage = make()
+    with ThreadPoolExecutor(8) as threads:
+        cookies = threads.map(lambda _: [storage.seal(b"{}") for _ in range(300)], range(8))
+        assert len({cookie for some in cookies for cookie in some}) == 8 * 300
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_draws_nonces_of_its_own() -> None:
+    script = """
+import os
+from aiohttp_session.cookie_storage import EncryptedCookieStorage
+
+storage = EncryptedCookieStorage(bytes(32), cipher="aes-256-gcm-siv")
+storage.seal(b"{}")
+is_child = os.fork() == 0
+nonces = [storage.seal(b"{}")[1:17] for _ in range(20)]
+if not is_child:
+    os.wait()
+print(*nonces, flush=True)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert len(set(run.stdout.split())) == 40
 
 
 @pytest.mark.parametrize("size", [5, 6, 7])
