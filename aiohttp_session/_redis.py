@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 from ._batch import Batch, Entry
 from ._core import read_replies
 
-LARGE = 32 * 1024  # bytes: what does not travel with others
+_LARGE = 32 * 1024  # bytes: what does not travel with others
+_LARGE_KEPT = 1000  # keys
 _WORKERS = 4  # connections of a server in use at the same time, beside its line
 _LINE_AGE = 60  # seconds
 _METHODS = ("get", "set", "delete", "eval", "execute_command")
@@ -25,7 +26,7 @@ _MISPLACED = (b"-READONLY ", b"-MOVED ", b"-MASTERDOWN ", b"-CLUSTERDOWN ")
 
 # An operation: its key, what it sends, and what does the same by the client's own methods. A plain
 # tuple, as a NamedTuple takes 0.3 µs to make.
-Operation: TypeAlias = tuple[str, bytes, Callable[[Any], Awaitable[Any]]]
+Operation: TypeAlias = tuple[str, bytes, Callable[[Any, str], Awaitable[Any]]]
 
 
 def pack(*arguments: bytes) -> bytes:
@@ -79,6 +80,7 @@ class Server:
         self._client = client
         self._timeout = timeout
         self._line: _Line | None = None
+        self._large: dict[str, int] = {}  # sizes of large records, by key
         self.connections = connections
         if connections is None:
             # One operation at a time for each worker, as requests would use the client.
@@ -93,9 +95,25 @@ class Server:
         self, operation: Operation, size: int = 0, *, droppable: bool = False
     ) -> asyncio.Future[Any]:
         """Do an operation, as `Batch.submit` describes."""
-        if self._line is not None and size <= LARGE:
+        if size > _LARGE or self._large:
+            size = self.note_size(operation[0], size)
+        if self._line is not None and size <= _LARGE:
             return self._line.submit(operation)
         return self._batch.submit(operation, size, droppable=droppable)
+
+    def note_size(self, key: str, size: int) -> int:
+        """Take down the size of a record if it is large.
+
+        :param size: bytes; 0 for the size that is known.
+        :return: the size, or 0 if it isn't known.
+        """
+        size = size or self._large.get(key, 0)
+        self._large.pop(key, None)
+        if size > _LARGE:
+            self._large[key] = size
+            if len(self._large) > _LARGE_KEPT:
+                del self._large[next(iter(self._large))]
+        return size
 
     async def finish(self) -> None:
         """Wait until nothing is under way, and give all connections back."""
@@ -129,6 +147,11 @@ class Server:
             answers = await self._ask([operations[i] for i in failed])
             for i, answer in zip(failed, answers, strict=True):
                 replies[i] = answer
+        for (key, *_), reply in zip(operations, replies, strict=True):
+            if reply is None:
+                self._large.pop(key, None)
+            elif isinstance(reply, bytes) and len(reply) > _LARGE:
+                self.note_size(key, len(reply))
         return replies
 
     async def _exchange(self, connection: Any, operations: list[Operation]) -> list[Any]:
@@ -172,12 +195,12 @@ class Server:
     async def _ask_one(self, operation: Operation) -> Any:
         for _ in range(3):
             try:
-                return await operation[2](self._client)
+                return await _call(self._client, operation)
             except (AttributeError, TypeError):
                 # redis-py's cluster client has closed connections that others use, since a slot
                 # moved; what they hold, or call, is None now.
                 pass
-        return await operation[2](self._client)
+        return await _call(self._client, operation)
 
 
 class _Line:
@@ -260,13 +283,16 @@ class _Line:
     def _hand_out(self, data: bytes) -> int:
         """Hand out the replies that are complete, and return the position after them."""
         pending = self._pending
+        is_large = len(data) > _LARGE
         position = 0
         while True:
             replies, position = read_replies(data, position)
             for reply in replies:
-                future = pending.popleft()[1]
+                operation, future, _, _, _ = pending.popleft()
                 if not future.done():
                     future.set_result(reply)
+                if is_large and isinstance(reply, bytes) and len(reply) > _LARGE:
+                    self._server.note_size(operation[0], len(reply))
             end = data.find(b"\r\n", position) if data.startswith(b"-", position) else -1
             if end < 0:
                 return position
@@ -369,7 +395,9 @@ class Cluster:
         await self._client.initialize()
         return await asyncio.gather(
             *(
-                self.submit(operation) if self._find_node(operation) else operation[2](self._client)
+                self.submit(operation)
+                if self._find_node(operation)
+                else _call(self._client, operation)
                 for operation in operations
             ),
             return_exceptions=True,
@@ -379,6 +407,14 @@ class Cluster:
         await self._unrouted.finish()
         for server in list(self._servers.values()):
             await server.finish()
+
+
+async def _call(client: Any, operation: Operation) -> Any:
+    """Do an operation by a client's own methods."""
+    key, _, call = operation
+    reply = await call(client, key)
+    # The client may have been told to decode replies.
+    return reply.encode("utf-8") if isinstance(reply, str) else reply
 
 
 def _is_plain(client: Any) -> bool:

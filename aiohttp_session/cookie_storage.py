@@ -126,7 +126,7 @@ class EncryptedCookieStorage(CookieStorage):
 # used twice, in a copy of the process that Python does not know of, AES-GCM-SIV would betray no
 # more than that two cookies are the same.)
 _nonces: list[bytes] = []
-if hasattr(os, "register_at_fork"):
+if hasattr(os, "register_at_fork"):  # pragma: no branch - not on Windows
     os.register_at_fork(after_in_child=_nonces.clear)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any
 
 from . import _redis
-from ._redis import LARGE, Operation, pack
+from ._redis import Operation, pack
 from .storage import RemoteOptions, RemoteStorage
 
 try:
@@ -26,7 +28,6 @@ if ARGV[3] == '' then redis.call('SET', KEYS[1], ARGV[2])
 else redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3]) end
 return 1
 """
-_LARGE_KEPT = 1000  # keys
 
 
 class RedisStorage(RemoteStorage):
@@ -52,17 +53,12 @@ class RedisStorage(RemoteStorage):
             raise TypeError(f"Expected redis.asyncio.Redis got {type(redis_pool)}")
         self._redis = redis_pool
         self._is_first = True
-        self._large: dict[str, int] = {}  # sizes of large records, by key
 
-    async def read(self, key: str) -> bytes | None:
+    def read(self, key: str) -> asyncio.Future[bytes | None]:
         """Return the record under a key."""
         packed = f"*2\r\n$3\r\nGET\r\n${len(key)}\r\n{key}\r\n".encode("ascii")
-        operation: Operation = (key, packed, lambda client: client.get(key))
-        size = self._large.get(key, 0) if self._large else 0
-        reply = await self._batches.get().submit(operation, size, droppable=True)
-        record = reply.encode("utf-8") if isinstance(reply, str) else reply
-        if size or (record is not None and len(record) > LARGE):
-            self._note_size(key, record)
+        operation: Operation = (key, packed, _get)
+        record: asyncio.Future[bytes | None] = self._batches.get().submit(operation, droppable=True)
         return record
 
     async def create(self, key: str, payload: bytes, ttl: int | None) -> None:
@@ -80,7 +76,7 @@ class RedisStorage(RemoteStorage):
         operation: Operation = (
             key,
             pack(b"SET", key.encode(), payload, *expiry, *condition),
-            lambda client: client.set(key, payload, ex=ttl, xx=bool(condition)),
+            lambda client, key: client.set(key, payload, ex=ttl, xx=bool(condition)),
         )
         return bool(await self._batches.get().submit(operation, len(payload)))
 
@@ -90,24 +86,25 @@ class RedisStorage(RemoteStorage):
         operation: Operation = (
             key,
             pack(b"EVAL", _SWAP.encode(), b"1", *arguments),
-            lambda client: client.eval(_SWAP, 1, *arguments),
+            lambda client, _: client.eval(_SWAP, 1, *arguments),
         )
         size = len(expected) + len(payload)
         return bool(await self._batches.get().submit(operation, size))
 
     async def delete(self, key: str) -> None:
         """Delete a record, if there is one."""
-        operation: Operation = (key, pack(b"DEL", key.encode()), lambda client: client.delete(key))
+        operation: Operation = (key, pack(b"DEL", key.encode()), _delete)
         await self._batches.get().submit(operation)
-
-    def _note_size(self, key: str, record: bytes | None) -> None:
-        self._large.pop(key, None)
-        if record is not None and len(record) > LARGE:
-            self._large[key] = len(record)
-            if len(self._large) > _LARGE_KEPT:
-                del self._large[next(iter(self._large))]
 
     def _make_batch(self) -> _redis.Server | _redis.Cluster:
         # Connections belong to one event loop: the first has the client's own.
         is_first, self._is_first = self._is_first, False
         return _redis.connect(self._redis, self._timeout, is_first=is_first)
+
+
+def _get(client: Any, key: str) -> Awaitable[Any]:
+    return client.get(key)  # type: ignore[no-any-return]
+
+
+def _delete(client: Any, key: str) -> Awaitable[Any]:
+    return client.delete(key)  # type: ignore[no-any-return]

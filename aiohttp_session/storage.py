@@ -11,7 +11,7 @@ import time
 import uuid
 import warnings
 from asyncio import Lock, sleep
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from http.cookies import CookieError
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 from weakref import WeakValueDictionary
@@ -449,7 +449,7 @@ class ServerStorage(LifecycleStorage):
         self._merges: PerLoop[WeakValueDictionary[str, Lock]] = PerLoop(WeakValueDictionary)
 
     @abc.abstractmethod
-    async def read(self, key: str) -> bytes | None:
+    def read(self, key: str) -> Awaitable[bytes | None]:
         """Return the record under a key."""
 
     @abc.abstractmethod
@@ -474,9 +474,8 @@ class ServerStorage(LifecycleStorage):
     async def load_session(self, request: web.Request) -> Session:
         """Return the stored session whose id the cookie gives, or a new one."""
         identity = self.load_cookie(request)
-        if identity is None or not self._is_id(identity):
-            return Session(None, data=None, new=True, max_age=self.max_age)
-        record = await self.read(self._key(identity))
+        key = None if identity is None else self._find_key(identity)
+        record = None if key is None else await self.read(key)
         if record is None:
             return Session(None, data=None, new=True, max_age=self.max_age)
         session = self._restore(identity, record)
@@ -514,7 +513,7 @@ class ServerStorage(LifecycleStorage):
         return stored
 
     async def _update(self, session: Session, record: bytes) -> bool:
-        key = self._key(str(session.identity))
+        key = self._key(session.identity)
         if self._on_conflict == "merge" and session._changed:
             return await self._merge(session, key, record)
         payload, ttl = self._make_payload(session), self._ttl(session)
@@ -533,13 +532,8 @@ class ServerStorage(LifecycleStorage):
         old = identity = session.identity
         if identity is None or session._renew:
             identity = self._key_factory()
-        if not self._is_id(str(identity)):
-            raise ValueError(
-                "A session id must be printable ASCII without spaces, and at most "
-                f"{_KEY_LIMIT - len(self._cookie_name) - 1} characters; see key_factory"
-            )
-        key = self._key(str(identity))
-        old_key = "" if record is None else self._key(str(old))
+        key = self._key(identity)
+        old_key = "" if record is None else self._key(old)
         if record is not None and self._on_conflict == "merge":
             if not await self._merge(session, old_key, record, ends=True):
                 return False
@@ -609,8 +603,9 @@ class ServerStorage(LifecycleStorage):
 
     async def _delete_ids(self, *identities: Any | None) -> None:
         for identity in dict.fromkeys(identities):
-            if identity is not None and self._is_id(str(identity)):
-                await self.delete(self._key(str(identity)))
+            key = None if identity is None else self._find_key(str(identity))
+            if key is not None:
+                await self.delete(key)
 
     async def _save_late(self, session: Session) -> None:
         if session._record is None:
@@ -634,21 +629,30 @@ class ServerStorage(LifecycleStorage):
         else:
             session._replaces = self.load_cookie(request)
 
-    def _is_id(self, identity: str) -> bool:
-        """Tell whether a text can be a session id, in any store."""
+    def _find_key(self, identity: str) -> str | None:
+        """Return the key of a session id; None for a text that can't be one, in any store."""
         if len(identity) >= _KEY_LIMIT - len(self._cookie_name) or not identity.isascii():
-            return False
-        return identity.isalnum() or (  # as nearly all are
-            identity.isprintable()
-            and " " not in identity
-            and "../" not in identity
-            and identity != ""
-        )
-
-    def _key(self, identity: str) -> str:
+            return None
+        if not identity.isalnum() and (  # as nearly all are
+            not identity.isprintable() or " " in identity or "../" in identity or identity == ""
+        ):
+            return None
         if self._hash_ids:
             identity = hashlib.sha256(identity.encode("ascii")).hexdigest()
         return f"{self._cookie_name}_{identity}"
+
+    def _key(self, identity: object) -> str:
+        """Return the key of a session id.
+
+        :raises ValueError: for what can't be one.
+        """
+        key = self._find_key(str(identity))
+        if key is None:
+            raise ValueError(
+                "A session id must be printable ASCII without spaces, and at most "
+                f"{_KEY_LIMIT - len(self._cookie_name) - 1} characters; see key_factory"
+            )
+        return key
 
 
 class RemoteStorage(ServerStorage):

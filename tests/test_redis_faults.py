@@ -424,7 +424,7 @@ async def test_when_all_tasks_are_cancelled_the_storage_can_go_on(
     await login(storage, "a")
     proxy.request_delay = 0.05
     load = storage._batches.get().submit(
-        ("k", _redis.pack(b"GET", b"k"), lambda client: client.get("k"))
+        ("k", _redis.pack(b"GET", b"k"), lambda client, key: client.get(key))
     )
     await asyncio.sleep(0.01)
     server = storage._batches.get()

@@ -16,7 +16,7 @@ from redis.backoff import NoBackoff
 from valkey import exceptions as valkey_exceptions
 from valkey.asyncio import Valkey
 
-from aiohttp_session import redis_storage
+from aiohttp_session import _redis, redis_storage
 from aiohttp_session.redis_storage import RedisStorage
 from benchmarks.servers import HOST, Server
 from tests.proxy import Proxy
@@ -178,8 +178,12 @@ async def test_requests_of_one_turn_travel_in_one_write(
         return await get_connection()
 
     monkeypatch.setattr(plain.connection_pool, "get_connection", count)
+
+    async def read() -> None:
+        await storage.read("a")
+
     await asyncio.gather(
-        *(storage.read("a") for _ in range(20)),
+        *(read() for _ in range(20)),
         *(storage.create(f"b{i}", b"x", None) for i in range(20)),
         storage.delete("c"),
     )
@@ -191,7 +195,7 @@ async def test_the_load_of_a_large_session_holds_up_no_other(redis_server: Serve
     async with Proxy(redis_server.port) as proxy:
         client = Redis(host=HOST, port=proxy.port)
         storage = RedisStorage(client)
-        await storage.create("large", large, 60)
+        await client.set("large", large)  # as another process would
         await storage.create("small", b"1", 60)
         assert await storage.read("large") == large  # from now on it is known to be large
         await asyncio.gather(*(storage.read("small") for _ in range(200)))
@@ -203,19 +207,32 @@ async def test_the_load_of_a_large_session_holds_up_no_other(redis_server: Serve
         assert await slow == large
         await storage.delete("large")
         assert await storage.read("large") is None
-        assert storage._large == {}
+        assert storage._batches.get()._large == {}
         await client.aclose()
 
 
 async def test_the_sizes_of_large_sessions_are_kept_within_bounds(
     plain: AnyRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_storage, "_LARGE_KEPT", 2)
+    monkeypatch.setattr(_redis, "_LARGE_KEPT", 2)
     storage = RedisStorage(plain)
     for key in "abc":
         await storage.create(key, b"x" * 40_000, None)
         await storage.read(key)
-    assert list(storage._large) == ["b", "c"]
+    assert list(storage._batches.get()._large) == ["b", "c"]
+
+
+async def test_a_session_that_is_written_is_known_to_be_large_or_small(plain: AnyRedis) -> None:
+    storage = RedisStorage(plain)
+    server = storage._batches.get()
+    for _ in range(2):  # at first without the line
+        await storage.create("k", b"x" * 40_000, None)
+        assert server._large == {"k": 40_000}
+        assert await storage.read("k") == b"x" * 40_000
+        await storage.update("k", b"small", None)
+        assert server._large == {}
+        assert await storage.read("k") == b"small"
+    await storage.finish()
 
 
 async def test_a_record_of_another_type_harms_only_its_own_request(client: AnyRedis) -> None:
