@@ -59,9 +59,9 @@ class MemcachedStorage(RemoteStorage):
         self._is_plain = _has_plain_calls(type(client))
         self._links = PerLoop(self._make_link)
 
-    async def read(self, key: str) -> bytes | None:
+    def read(self, key: str) -> asyncio.Future[bytes | None]:
         """Return the record under a key."""
-        return await self._link().get(_encode(key))
+        return self._link().get(_encode(key))
 
     async def create(self, key: str, payload: bytes, ttl: int | None) -> None:
         """Store a record under a key, whether or not there is one."""
