@@ -32,12 +32,12 @@ if sys.implementation.name == "cpython" and not os.environ.get("AIOHTTP_SESSION_
             )
 
 if TYPE_CHECKING or IMPLEMENTATION == "python":
-    from ._cookies_py import decode_base64, encode_base64, find_cookie, quote
+    from ._cookies_py import decode_base64, encode_base64, find_cookie, open_siv, quote, seal_siv
     from ._payload_py import decode, dumps, encode
     from ._replies_py import read_replies, read_values
     from ._session_py import Session, fingerprint, restore
 else:
-    from ._cookies_c import decode_base64, encode_base64, find_cookie, quote
+    from ._cookies_c import decode_base64, encode_base64, find_cookie, open_siv, quote, seal_siv
     from ._payload_c import decode, dumps, encode
     from ._replies_c import read_replies, read_values
     from ._session_c import Session, fingerprint, restore
@@ -52,8 +52,10 @@ __all__ = (
     "encode_base64",
     "find_cookie",
     "fingerprint",
+    "open_siv",
     "quote",
     "read_replies",
     "read_values",
     "restore",
+    "seal_siv",
 )

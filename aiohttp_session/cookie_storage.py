@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from ._core import decode_base64, encode_base64
+from ._cookies_py import SIV_VERSION
+from ._core import decode_base64, open_siv, seal_siv
 from .storage import CookieStorage, LifecycleOptions
 
 try:
@@ -30,12 +31,7 @@ Key: TypeAlias = "str | bytes | bytearray"
 _KEY_SIZE = 32  # bytes
 _NONCE_SIZE = 12  # bytes
 _NONCES_DRAWN = 64  # at a time
-# An AES-GCM-SIV cookie is the urlsafe base64, without padding, of a version byte, a nonce, and
-# the sealed Unix time (8 bytes, big-endian) and payload. Version and cookie name are authenticated
-# with it; the key is derived from the secret key by HKDF-SHA256.
-_SIV_VERSION = b"\x01"
-_SIV_LETTER = "A"  # what the version byte begins with in base64; Fernet tokens begin with "g"
-_BODY = len(_SIV_VERSION) + _NONCE_SIZE
+_SIV_LETTER = "A"  # what such a cookie begins with; Fernet tokens begin with "g"
 _TIME = struct.Struct(">Q")
 
 
@@ -90,16 +86,14 @@ class EncryptedCookieStorage(CookieStorage):
         """Encrypt a payload with the first key."""
         if not (self._seals_with_siv and self._fernet is self._keyed):
             return self._fernet.encrypt(payload).decode("ascii")
-        nonce = _draw_nonce()
-        message = _TIME.pack(int(time.time())) + payload
-        sealed = self._ciphers[0].encrypt(nonce, message, _associated(self._cookie_name))
-        return encode_base64(_SIV_VERSION + nonce + sealed)
+        encrypt, associated = self._ciphers[0].encrypt, _associated(self._cookie_name)
+        return seal_siv(encrypt, _draw_nonce(), int(time.time()), payload, associated)
 
     def open(self, cookie: str) -> tuple[bytes, int] | None:
         """Decrypt a cookie with whichever key fits."""
         try:
             if cookie.startswith(_SIV_LETTER):
-                return self._open_siv(decode_base64(cookie))
+                return self._open_siv(cookie)
             token = cookie.encode("ascii")
             payload = self._fernet.decrypt(token)
             # The authenticated header of a Fernet token: a version byte and the time.
@@ -108,17 +102,14 @@ class EncryptedCookieStorage(CookieStorage):
             return None
         return payload, sealed_at
 
-    def _open_siv(self, sealed: bytes) -> tuple[bytes, int] | None:
-        if self._fernet is not self._keyed or sealed[0] != _SIV_VERSION[0]:
-            return None
-        nonce, ciphertext = sealed[1:_BODY], sealed[_BODY:]
-        associated = _associated(self._cookie_name)
-        for cipher in self._ciphers:
-            try:
-                message = cipher.decrypt(nonce, ciphertext, associated)
-            except (InvalidTag, ValueError):
-                continue
-            return message[_TIME.size :], _TIME.unpack_from(message)[0]
+    def _open_siv(self, cookie: str) -> tuple[bytes, int] | None:
+        if self._fernet is self._keyed:
+            associated = _associated(self._cookie_name)
+            for cipher in self._ciphers:
+                try:
+                    return open_siv(cipher.decrypt, cookie, associated)
+                except InvalidTag:
+                    continue
         return None
 
 
@@ -142,7 +133,7 @@ def _draw_nonce() -> bytes:
 @lru_cache
 def _associated(cookie_name: str) -> bytes:
     """Return what is authenticated with a cookie: it is worth nothing under another name."""
-    return _SIV_VERSION + cookie_name.encode("utf-8")
+    return SIV_VERSION + cookie_name.encode("utf-8")
 
 
 def _secret(key: Key) -> bytes:

@@ -4,6 +4,7 @@
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from libc.string cimport memcmp, memcpy
 
 from . import _cookies_py
 
@@ -14,9 +15,6 @@ cdef extern from "Python.h":
     str PyUnicode_New(Py_ssize_t size, Py_UCS4 maxchar)
     str PyUnicode_DecodeLatin1(const char* text, Py_ssize_t size, const char* errors)
     str PyUnicode_Substring(object text, Py_ssize_t start, Py_ssize_t end)
-
-cdef extern from "string.h":
-    int memcmp(const void* a, const void* b, size_t size) nogil
 
 cdef enum Kind:  # of a character, as bits
     TOKEN = 1  # may be in a name that find_cookie looks for
@@ -29,6 +27,15 @@ cdef enum Kind:  # of a character, as bits
 cdef unsigned char[256] KINDS
 
 cdef const char* DIGITS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+cdef enum:
+    # Of a cookie that is sealed with AES-GCM-SIV, in bytes.
+    NONCE_SIZE = 12
+    SIV_BODY = 1 + NONCE_SIZE
+    TIME_SIZE = 8
+
+cdef unsigned char SIV_VERSION = _cookies_py.SIV_VERSION[0]
+cdef str NOT_SIV = _cookies_py.NOT_SIV
+cdef str BAD_NONCE = _cookies_py.BAD_NONCE
 cdef str NOT_BASE64 = "The text is not canonical urlsafe base64"
 cdef unsigned char[256] DIGIT_VALUES  # 255 for what is no digit of base64
 
@@ -204,8 +211,11 @@ def encode_base64(data):
     """Write bytes as urlsafe base64 without padding (RFC 4648, 5)."""
     if type(data) is not bytes:
         return _cookies_py.encode_base64(data)
-    cdef const unsigned char* source = <const unsigned char*>PyBytes_AS_STRING(data)
-    cdef Py_ssize_t size = PyBytes_GET_SIZE(data), i
+    return _encode_base64(<const unsigned char*>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+
+
+cdef str _encode_base64(const unsigned char* source, Py_ssize_t size):
+    cdef Py_ssize_t i
     text = PyUnicode_New(size // 3 * 4 + (size % 3 + 1 if size % 3 else 0), 127)
     cdef unsigned char* out = PyUnicode_1BYTE_DATA(text)
     for i in range(0, size - 2, 3):
@@ -260,6 +270,70 @@ def decode_base64(text):
     if invalid & 128:
         raise ValueError(NOT_BASE64)
     return data
+
+
+def seal_siv(
+    encrypt,
+    bytes nonce not None,
+    unsigned long long sealed_at,
+    bytes payload not None,
+    associated,
+):
+    """Make the cookie of a payload.
+
+    :param encrypt: an AES-GCM-SIV cipher's.
+    :param nonce: 12 bytes.
+    :param sealed_at: Unix time in seconds.
+    :param associated: what is authenticated with it.
+    :raises ValueError: for a nonce of another size.
+    """
+    if PyBytes_GET_SIZE(nonce) != NONCE_SIZE:
+        raise ValueError(BAD_NONCE)
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(payload)
+    cdef bytes message = PyBytes_FromStringAndSize(NULL, TIME_SIZE + size)
+    cdef unsigned char* out = <unsigned char*>PyBytes_AS_STRING(message)
+    cdef int i
+    for i in range(TIME_SIZE):
+        out[i] = <unsigned char>(sealed_at >> 8 * (TIME_SIZE - 1 - i))
+    memcpy(out + TIME_SIZE, PyBytes_AS_STRING(payload), size)
+    cdef bytes ciphertext = _as_bytes(encrypt(nonce, message, associated))
+    size = PyBytes_GET_SIZE(ciphertext)
+    cdef bytes sealed = PyBytes_FromStringAndSize(NULL, SIV_BODY + size)
+    out = <unsigned char*>PyBytes_AS_STRING(sealed)
+    out[0] = SIV_VERSION
+    memcpy(out + 1, PyBytes_AS_STRING(nonce), NONCE_SIZE)
+    memcpy(out + SIV_BODY, PyBytes_AS_STRING(ciphertext), size)
+    return _encode_base64(out, SIV_BODY + size)
+
+
+def open_siv(decrypt, cookie, associated):
+    """Return the payload of a cookie that `seal_siv` made, and the Unix time of its sealing.
+
+    :raises ValueError: for a text that is no such cookie; besides what decrypt raises.
+    """
+    cdef bytes sealed = decode_base64(cookie)
+    cdef const unsigned char* text = <const unsigned char*>PyBytes_AS_STRING(sealed)
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(sealed)
+    cdef unsigned long long sealed_at = 0
+    cdef int i
+    if size < SIV_BODY or text[0] != SIV_VERSION:
+        raise ValueError(NOT_SIV)
+    nonce = PyBytes_FromStringAndSize(<const char*>text + 1, NONCE_SIZE)
+    ciphertext = PyBytes_FromStringAndSize(<const char*>text + SIV_BODY, size - SIV_BODY)
+    cdef bytes message = _as_bytes(decrypt(nonce, ciphertext, associated))
+    text, size = <const unsigned char*>PyBytes_AS_STRING(message), PyBytes_GET_SIZE(message)
+    if size < TIME_SIZE:
+        raise ValueError(NOT_SIV)
+    for i in range(TIME_SIZE):
+        sealed_at = sealed_at << 8 | text[i]
+    payload = PyBytes_FromStringAndSize(<const char*>text + TIME_SIZE, size - TIME_SIZE)
+    return payload, sealed_at
+
+
+cdef bytes _as_bytes(value):
+    if type(value) is not bytes:
+        raise TypeError(f"Expected bytes got {type(value)}")
+    return value
 
 
 cdef bint _is_token(const unsigned char* text, Py_ssize_t length) noexcept:

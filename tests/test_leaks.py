@@ -27,7 +27,20 @@ def run(name: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["find_cookie", "quote", "encode", "dumps", "decode", "session", "restore"]
+    "name",
+    [
+        "find_cookie",
+        "quote",
+        "seal_siv",
+        "open_siv",
+        "encode",
+        "dumps",
+        "decode",
+        "read_values",
+        "read_replies",
+        "session",
+        "restore",
+    ],
 )
 def test_a_million_calls_leave_nothing_behind(name: str) -> None:
     done = run(name)

@@ -192,6 +192,50 @@ def test_cookies_of_other_types(header: Any) -> None:
     same(_cookies_c, _cookies_py, "quote", header)
 
 
+def encrypt(nonce: bytes, message: bytes, associated: bytes) -> bytes:
+    return message[::-1] + nonce[:4] + associated
+
+
+def decrypt(nonce: bytes, ciphertext: bytes, associated: bytes) -> bytes:
+    return associated + ciphertext[::-1] + nonce
+
+
+@TEXTS
+@given(
+    st.binary(min_size=12, max_size=12) | st.binary(max_size=14),
+    st.integers(0, 2**64 - 1),
+    st.binary(max_size=40),
+    st.binary(max_size=3),
+)
+def test_seal_siv(nonce: bytes, sealed_at: int, payload: bytes, associated: bytes) -> None:
+    same(_cookies_c, _cookies_py, "seal_siv", encrypt, nonce, sealed_at, payload, associated)
+
+
+@TEXTS
+@given(
+    st.binary(max_size=40).map(lambda rest: _cookies_py.encode_base64(b"\1" + rest))
+    | st.binary(max_size=40).map(_cookies_py.encode_base64)
+    | st.text(max_size=40),
+    st.binary(max_size=12),
+)
+def test_open_siv(cookie: str, associated: bytes) -> None:
+    same(_cookies_c, _cookies_py, "open_siv", decrypt, cookie, associated)
+    # The shortest of messages, and what they lack.
+    short = associated[:9]
+    same(_cookies_c, _cookies_py, "open_siv", lambda *_: short, cookie, associated)
+
+
+@pytest.mark.parametrize("result", [None, "no bytes at all", bytearray(20), 1])
+def test_siv_with_something_that_is_no_cipher(result: Any) -> None:
+    cookie = _cookies_py.encode_base64(b"\1" + bytes(40))
+    for twin in (_cookies_c, _cookies_py):
+        if type(result) is not bytearray or twin is _cookies_c:
+            with pytest.raises(TypeError):
+                twin.seal_siv(lambda *_: result, bytes(12), 1, b"{}", b"")
+            with pytest.raises((TypeError, AttributeError)):
+                twin.open_siv(lambda *_: result, cookie, b"")
+
+
 # Payloads
 
 

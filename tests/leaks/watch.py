@@ -53,6 +53,14 @@ def _cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
             [("a=1; N=xyz; b=2", "N"), (r'N="\"\054\303"; a', "N"), (r'N="\001"', "N"), ("é", "N")],
         ),
         "quote": (_cookies_c.quote, [("plain",), ('{"a": 1, "b": ";"}',), ("é",)]),
+        "seal_siv": (
+            _cookies_c.seal_siv,
+            [(lambda _, message, __: message, bytes(12), 1, b"{}", b""), (len, b"", 1, b"", b"")],
+        ),
+        "open_siv": (
+            _cookies_c.open_siv,
+            [(lambda _, text, __: text, "AQ" + "A" * 58, b""), (len, "AQ", b""), (len, "é", b"")],
+        ),
         "encode": (_payload_c.encode, [(data,), ([1, (2,)],), (big,), ({1: object()},)]),
         "dumps": (_payload_c.dumps, [(data,), (["é"],), ({"a": {1}},)]),
         "decode": (_payload_c.decode, [(b'{"a":[1,2.5]}',), ('["x"]',), ("9" * 30,), (b"\xff",)]),
