@@ -44,8 +44,8 @@ _ENDS = (f"{string.ascii_letters}{string.digits}-_", "", "AQgw", "AEIMQUYcgkosw0
 SIV_VERSION = b"\x01"
 NOT_SIV = "The text is not a cookie sealed with AES-GCM-SIV"
 BAD_NONCE = "A nonce for AES-GCM-SIV is 12 bytes"
-_NONCE_SIZE = 12  # bytes
-_SIV_BODY = len(SIV_VERSION) + _NONCE_SIZE
+NONCE_SIZE = 12  # bytes
+_SIV_BODY = len(SIV_VERSION) + NONCE_SIZE
 _TIME = struct.Struct(">Q")
 
 _ESCAPES = {"\\": r"\\", '"': r"\"", ",": r"\054", ";": r"\073"}  # backslashes go first
@@ -188,7 +188,7 @@ def seal_siv(
     :param associated: what is authenticated with it.
     :raises ValueError: for a nonce of another size.
     """
-    if len(nonce) != _NONCE_SIZE:
+    if len(nonce) != NONCE_SIZE:
         raise ValueError(BAD_NONCE)
     sealed = encrypt(nonce, _TIME.pack(sealed_at) + payload, associated)
     return encode_base64(SIV_VERSION + nonce + sealed)

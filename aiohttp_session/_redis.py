@@ -150,7 +150,7 @@ class Server:
         for (key, *_), reply in zip(operations, replies, strict=True):
             if reply is None:
                 self._large.pop(key, None)
-            elif isinstance(reply, bytes) and len(reply) > _LARGE:
+            elif isinstance(reply, bytes) and reply != b"OK":  # a record
                 self.note_size(key, len(reply))
         return replies
 

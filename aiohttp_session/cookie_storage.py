@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from ._cookies_py import SIV_VERSION
+from ._cookies_py import NONCE_SIZE, SIV_VERSION
 from ._core import decode_base64, open_siv, seal_siv
 from .storage import CookieStorage, LifecycleOptions
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 Key: TypeAlias = "str | bytes | bytearray"
 
 _KEY_SIZE = 32  # bytes
-_NONCE_SIZE = 12  # bytes
 _NONCES_DRAWN = 64  # at a time
 _SIV_LETTER = "A"  # what such a cookie begins with; Fernet tokens begin with "g"
 _TIME = struct.Struct(">Q")
@@ -126,8 +125,8 @@ def _draw_nonce() -> bytes:
         try:
             return _nonces.pop()
         except IndexError:  # also when other threads were faster
-            drawn = os.urandom(_NONCES_DRAWN * _NONCE_SIZE)
-            _nonces.extend(nonce for (nonce,) in struct.iter_unpack(f"{_NONCE_SIZE}s", drawn))
+            drawn = os.urandom(_NONCES_DRAWN * NONCE_SIZE)
+            _nonces.extend(nonce for (nonce,) in struct.iter_unpack(f"{NONCE_SIZE}s", drawn))
 
 
 @lru_cache

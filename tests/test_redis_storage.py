@@ -235,6 +235,17 @@ async def test_a_session_that_is_written_is_known_to_be_large_or_small(plain: An
     await storage.finish()
 
 
+async def test_a_session_that_another_process_made_small_is_known_to_be_small(
+    plain: AnyRedis,
+) -> None:
+    storage = RedisStorage(plain)
+    await storage.create("k", b"x" * 40_000, None)
+    await plain.set("k", b"small")
+    assert await storage.read("k") == b"small"
+    assert storage._batches.get()._large == {}
+    await storage.finish()
+
+
 async def test_a_record_of_another_type_harms_only_its_own_request(client: AnyRedis) -> None:
     storage = RedisStorage(client)
     await client.lpush("list", "x")
