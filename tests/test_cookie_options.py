@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -46,6 +48,15 @@ def test_a_partitioned_cookie_of_any_value_stays_so_when_it_is_set_again(value: 
         plain.set_cookie(NAME, value, httponly=True, path="/", secure=True)
     text = response.cookies[NAME].OutputString()
     assert text == plain.cookies[NAME].OutputString().replace("; Path", "; Partitioned; Path")
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda cookies: cookies.copy()])
+def test_a_copy_of_a_partitioned_cookie_is_one(duplicate: Callable[[Any], Any]) -> None:
+    response = web.Response()
+    SimpleCookieStorage(partitioned=True, secure=True).save_cookie(response, "x")
+    assert duplicate(response.cookies[NAME]) == response.cookies[NAME]
+    copied = duplicate(response.cookies[NAME]).OutputString()
+    assert copied == f"{NAME}=x; HttpOnly; Partitioned; Path=/; Secure"
 
 
 def test_an_unpartitioned_cookie_says_nothing_of_it() -> None:
