@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Key: TypeAlias = "str | bytes | bytearray"
 
 _KEY_SIZE = 32  # bytes
-_NONCES_DRAWN = 64  # at a time
+_NONCES = struct.Struct(f"{NONCE_SIZE}s" * 64)
 _SIV_LETTER = "A"  # what such a cookie begins with; Fernet tokens begin with "g"
 _TIME = struct.Struct(">Q")
 
@@ -125,8 +125,7 @@ def _draw_nonce() -> bytes:
         try:
             return _nonces.pop()
         except IndexError:  # also when other threads were faster
-            drawn = os.urandom(_NONCES_DRAWN * NONCE_SIZE)
-            _nonces.extend(nonce for (nonce,) in struct.iter_unpack(f"{NONCE_SIZE}s", drawn))
+            _nonces.extend(_NONCES.unpack(os.urandom(_NONCES.size)))
 
 
 @lru_cache
