@@ -134,8 +134,7 @@ def find_cookie(header, name):
                 if i < end and text[i] != c";" and text[i] != c" ":
                     return False
             else:
-                while KINDS[text[i]] & VALUE:
-                    i += 1
+                i = _skip_value(text, i, end)
                 value_end = i
                 if text[i] == c" ":
                     # It could be a date, which may hold spaces.
@@ -216,22 +215,25 @@ def encode_base64(data):
 
 cdef str _encode_base64(const unsigned char* source, Py_ssize_t size):
     cdef Py_ssize_t i
+    cdef unsigned int bits
+    cdef const char* digits = DIGITS
     text = PyUnicode_New(size // 3 * 4 + (size % 3 + 1 if size % 3 else 0), 127)
     cdef unsigned char* out = PyUnicode_1BYTE_DATA(text)
     for i in range(0, size - 2, 3):
-        out[0] = DIGITS[source[i] >> 2]
-        out[1] = DIGITS[(source[i] & 3) << 4 | source[i + 1] >> 4]
-        out[2] = DIGITS[(source[i + 1] & 15) << 2 | source[i + 2] >> 6]
-        out[3] = DIGITS[source[i + 2] & 63]
+        bits = source[i] << 16 | source[i + 1] << 8 | source[i + 2]
+        out[0] = digits[bits >> 18]
+        out[1] = digits[bits >> 12 & 63]
+        out[2] = digits[bits >> 6 & 63]
+        out[3] = digits[bits & 63]
         out += 4
     i = size - size % 3
     if i < size:
-        out[0] = DIGITS[source[i] >> 2]
+        out[0] = digits[source[i] >> 2]
         if i + 1 == size:
-            out[1] = DIGITS[(source[i] & 3) << 4]
+            out[1] = digits[(source[i] & 3) << 4]
         else:
-            out[1] = DIGITS[(source[i] & 3) << 4 | source[i + 1] >> 4]
-            out[2] = DIGITS[(source[i + 1] & 15) << 2]
+            out[1] = digits[(source[i] & 3) << 4 | source[i + 1] >> 4]
+            out[2] = digits[(source[i + 1] & 15) << 2]
     return text
 
 
@@ -342,6 +344,24 @@ cdef bint _is_token(const unsigned char* text, Py_ssize_t length) noexcept:
         if not KINDS[text[i]] & TOKEN:
             return False
     return length > 0
+
+
+cdef Py_ssize_t _skip_value(const unsigned char* text, Py_ssize_t i, Py_ssize_t end) noexcept:
+    # Eight characters of ASCII at a time: the top bit of each byte of `plain` says whether it is
+    # above the space, and not DEL nor one of three others. No byte carries into the next.
+    cdef unsigned long long each = 0x0101010101010101, top = 0x80 * each, eight, plain
+    while end - i >= 8:
+        memcpy(&eight, text + i, 8)
+        plain = (eight + 0x5F * each) & ~(eight + each)
+        plain &= (eight ^ c";" * each) + 0x7F * each
+        plain &= (eight ^ c'"' * each) + 0x7F * each
+        plain &= (eight ^ c"\\" * each) + 0x7F * each
+        if plain & top != top:
+            break
+        i += 8
+    while KINDS[text[i]] & VALUE:
+        i += 1
+    return i
 
 
 cdef Py_ssize_t _skip_printable(const unsigned char* text, Py_ssize_t i) noexcept:

@@ -173,6 +173,13 @@ def test_find_cookie_finds_what_aiohttp_finds(header: str, name: str) -> None:
         assert found == cookies.get(name)
 
 
+@pytest.mark.parametrize("character", [chr(code) for code in range(128)], ids=ascii)
+def test_find_cookie_knows_each_character_wherever_it_stands(character: str) -> None:
+    for position in range(20):
+        header = f"a=b; N={'x' * position}{character}{'x' * (20 - position)}; c=d"
+        same(_cookies_c, _cookies_py, "find_cookie", header, "N")
+
+
 @TEXTS
 @given(st.text(st.characters(max_codepoint=0x1FF)) | st.text() | COOKIE_TEXT)
 def test_quote(value: str) -> None:
