@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ._batch import Batch, PerLoop
+from ._core import quote
 from .storage import RemoteOptions, RemoteStorage
 
 try:
@@ -151,7 +152,7 @@ def _has_plain_calls(kind: type[Any]) -> bool:
 
 
 def _encode(key: str) -> bytes:
-    if len(key) > _KEY_LIMIT or not key.isascii() or not key.isprintable() or " " in key:
+    if len(key) > _KEY_LIMIT or quote(key) is None or " " in key:
         raise ValueError(
             "A memcached key is printable ASCII without spaces, and at most "
             f"{_KEY_LIMIT} characters; this one has {len(key)}"
