@@ -116,7 +116,8 @@ class _WrittenMorsel(Morsel[str]):
     def copy(self) -> _WrittenMorsel:
         """Copy the cookie, attributes and all."""
         morsel: _WrittenMorsel = _WrittenMorsel(self)
-        morsel.__setstate__(self.__getstate__())  # type: ignore[attr-defined]
+        morsel._key, morsel._value, morsel._coded_value = self._key, self._value, self._coded_value
+        morsel._style = self._style
         return morsel
 
     def __setstate__(self, state: dict[str, Any]) -> None:
