@@ -38,6 +38,7 @@ _hides_control = re.compile(r"[\x00-\x1f\x7f]").search
 
 # Which characters a text of urlsafe base64 ends with, by what its length is over a multiple of 4.
 _ENDS = (f"{string.ascii_letters}{string.digits}-_", "", "AQgw", "AEIMQUYcgkosw048")
+NOT_BASE64 = "The text is not canonical urlsafe base64"
 
 # An AES-GCM-SIV cookie is the urlsafe base64, without padding, of a version byte, a nonce, and
 # the sealed Unix time (8 bytes, big-endian) and payload.
@@ -170,7 +171,7 @@ def decode_base64(text: str) -> bytes:
             data = b""
         if len(data) == len(text) * 3 // 4:  # a2b_base64 skips what is not in its alphabet
             return data
-    raise ValueError("The text is not canonical urlsafe base64")
+    raise ValueError(NOT_BASE64)
 
 
 def seal_siv(

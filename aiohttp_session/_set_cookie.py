@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping
 from http.cookies import Morsel
@@ -115,10 +116,7 @@ class _WrittenMorsel(Morsel[str]):
 
     def copy(self) -> _WrittenMorsel:
         """Copy the cookie, attributes and all."""
-        morsel: _WrittenMorsel = _WrittenMorsel(self)
-        morsel._key, morsel._value, morsel._coded_value = self._key, self._value, self._coded_value
-        morsel._style = self._style
-        return morsel
+        return copy.copy(self)  # by way of __setstate__; Morsel's own wants a __dict__
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[misc]

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Key: TypeAlias = "str | bytes | bytearray"
 
 _KEY_SIZE = 32  # bytes
-_NONCES = struct.Struct(f"{NONCE_SIZE}s" * 64)
+_DRAW = struct.Struct(f"{NONCE_SIZE}s" * 64)  # of nonces, from random bytes
 _SIV_LETTER = "A"  # what such a cookie begins with; Fernet tokens begin with "g"
 _TIME = struct.Struct(">Q")
 
@@ -125,7 +125,7 @@ def _draw_nonce() -> bytes:
         try:
             return _nonces.pop()
         except IndexError:  # also when other threads were faster
-            _nonces.extend(_NONCES.unpack(os.urandom(_NONCES.size)))
+            _nonces.extend(_DRAW.unpack(os.urandom(_DRAW.size)))
 
 
 @lru_cache

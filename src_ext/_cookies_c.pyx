@@ -27,6 +27,7 @@ cdef enum Kind:  # of a character, as bits
 cdef unsigned char[256] KINDS
 
 cdef const char* DIGITS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+
 cdef enum:
     # Of a cookie that is sealed with AES-GCM-SIV, in bytes.
     NONCE_SIZE = 12
@@ -36,7 +37,7 @@ cdef enum:
 cdef unsigned char SIV_VERSION = _cookies_py.SIV_VERSION[0]
 cdef str NOT_SIV = _cookies_py.NOT_SIV
 cdef str BAD_NONCE = _cookies_py.BAD_NONCE
-cdef str NOT_BASE64 = "The text is not canonical urlsafe base64"
+cdef str NOT_BASE64 = _cookies_py.NOT_BASE64
 cdef unsigned char[256] DIGIT_VALUES  # 255 for what is no digit of base64
 
 
