@@ -21,7 +21,8 @@ ALLOWED_KIB = 1024
 LEAKED: list[object] = []
 
 
-def _cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
+def cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
+    """Return what can be watched: functions, and the arguments that they are called with."""
     from aiohttp_session import _cookies_c, _payload_c, _replies_c, _session_c
 
     data = {"created": 10**9, "session": {"a": [1, 2.5, {"b": (None, "x" * 50)}], "c": "d"}}
@@ -78,16 +79,16 @@ def _cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
     }
 
 
-def watch(function: Callable[..., Any], cases: list[tuple[Any, ...]]) -> list[tuple[int, int, int]]:
+def watch(function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> list[tuple[int, int, int]]:
     """Return, for each round, the allocated blocks, references to the arguments, and KiB."""
     seen = []
     for _ in range(ROUNDS):
-        for _ in range(CALLS // len(cases)):
-            for arguments in cases:
+        for _ in range(CALLS // len(calls)):
+            for arguments in calls:
                 with contextlib.suppress(TypeError, ValueError):
                     function(*arguments)
         gc.collect()
-        references = sum(sys.getrefcount(value) for case in cases for value in case)
+        references = sum(sys.getrefcount(value) for arguments in calls for value in arguments)
         seen.append((sys.getallocatedblocks(), references, _resident()))
     return seen
 
@@ -101,7 +102,7 @@ def _resident() -> int:
 
 def main(name: str) -> int:
     """Watch one function; return 1 if it leaks."""
-    seen = watch(*_cases()[name])
+    seen = watch(*cases()[name])
     for blocks, references, kib in seen:
         print(f"{name}: {blocks} blocks, {references} references, {kib} KiB")
     # The first rounds fill caches.
