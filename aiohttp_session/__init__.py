@@ -10,8 +10,11 @@ from .middleware import (
     session_middleware,
     setup,
 )
+from .sealed_storage import CookieStorage
+from .server_storage import ConflictError, ServerStorage
 from .simple_storage import SimpleCookieStorage
-from .storage import AbstractStorage, ConflictError, SessionData, _CookieParams
+from .storage import AbstractStorage, SessionData, _CookieParams
+from .stores import Store, UnsettledError
 
 __version__ = "2.13.0.dev0"
 
@@ -21,10 +24,14 @@ __all__ = (
     "STORAGE_KEY",
     "AbstractStorage",
     "ConflictError",
+    "CookieStorage",
     "Handler",
+    "ServerStorage",
     "Session",
     "SessionData",
     "SimpleCookieStorage",
+    "Store",
+    "UnsettledError",
     "_CookieParams",
     "get_session",
     "new_session",

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from ._cookies_py import NONCE_SIZE, SIV_VERSION
 from ._core import decode_base64, open_siv, seal_siv
-from .storage import CookieStorage, LifecycleOptions
+from .lifecycle import LifecycleOptions
+from .sealed_storage import CookieStorage
 
 try:
     from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm

@@ -12,7 +12,9 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
 
 from ._core import Session
-from .storage import AbstractStorage, LifecycleStorage, ServerStorage
+from .lifecycle import LifecycleStorage
+from .server_storage import ServerStorage
+from .storage import AbstractStorage
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _State: TypeAlias = MutableMapping[Any, Any]

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ._core import Session
-from .storage import CookieStorage, LifecycleOptions
+from .lifecycle import LifecycleOptions
+from .sealed_storage import CookieStorage
 
 try:
     from nacl.bindings import crypto_secretbox, crypto_secretbox_open

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ._core import Session
-from .storage import CookieStorage
+from .sealed_storage import CookieStorage
 
 
 class SimpleCookieStorage(CookieStorage):

@@ -13,7 +13,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
-from aiohttp_session.storage import RemoteStorage
+from aiohttp_session.server_storage import ServerStorage
 
 from . import servers
 
@@ -23,7 +23,7 @@ _MAX_AGE = 24 * 60 * 60  # seconds
 _PAGE = 4096  # bytes
 
 
-async def soak(storage: RemoteStorage, requests: int) -> None:
+async def soak(storage: ServerStorage, requests: int) -> None:
     """Load and save sessions, a tenth of the requests cancelled; print what memory is in use."""
     cookies = [
         make_mocked_request("GET", "/", headers={"Cookie": f"AIOHTTP_SESSION=user{user}"})
@@ -31,7 +31,7 @@ async def soak(storage: RemoteStorage, requests: int) -> None:
     ]
     for user in range(_USERS):
         record = b'{"created":%d,"session":{"user":%d}}' % (time.time(), user)
-        await storage.create(f"AIOHTTP_SESSION_user{user}", record, _MAX_AGE)
+        await storage.store.create(f"AIOHTTP_SESSION_user{user}", record, _MAX_AGE)
     choose = random.Random(1)
     done = errors = 0
     started = reported = time.monotonic()

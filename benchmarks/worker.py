@@ -186,13 +186,13 @@ class RequestCase:
 
     async def _fill(self, count: int) -> None:
         """Store sessions that nobody asks for."""
-        assert isinstance(self._storage, aiohttp_session.storage.ServerStorage)
+        assert isinstance(self._storage, aiohttp_session.ServerStorage)
         prefix = self._storage.cookie_name
         data = {"created": int(time.time()), "session": session_data(self._case.size)}
         tracemalloc.start()
         for _ in range(count):
             payload = json.dumps(data).encode("utf-8")
-            await self._storage.create(f"{prefix}_{uuid.uuid4().hex}", payload, None)
+            await self._storage.store.create(f"{prefix}_{uuid.uuid4().hex}", payload, None)
         self.stored_bytes, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
 

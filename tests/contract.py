@@ -34,7 +34,7 @@ from aiohttp_session.memcached_storage import MemcachedStorage
 from aiohttp_session.memory_storage import MemoryStorage
 from aiohttp_session.nacl_storage import NaClCookieStorage
 from aiohttp_session.redis_storage import RedisStorage
-from aiohttp_session.storage import ServerStorage
+from aiohttp_session.server_storage import ServerStorage
 from benchmarks.servers import HOST, Server
 from tests.conftest import Clock
 
@@ -114,7 +114,7 @@ def spy(monkeypatch: pytest.MonkeyPatch, storage: ServerStorage, *verbs: str) ->
     calls: list[str] = []
     busy = False
     for verb in verbs or ("read", "create", "update", "swap", "delete"):
-        method = getattr(storage, verb)
+        method = getattr(storage.store, verb)
 
         async def noted(*args: Any, verb: str = verb, method: Any = method) -> Any:
             nonlocal busy
@@ -127,7 +127,7 @@ def spy(monkeypatch: pytest.MonkeyPatch, storage: ServerStorage, *verbs: str) ->
             finally:
                 busy = False
 
-        monkeypatch.setattr(storage, verb, noted)
+        monkeypatch.setattr(storage.store, verb, noted)
     return calls
 
 
@@ -680,13 +680,13 @@ class ServerContract(StorageContract):
         storage = self.make(cookie_name="sid")
         browser = Browser(storage)
         await browser.set(a={"b": "ä"})
-        record = await storage.read(f"sid_{browser.cookie}")
+        record = await storage.store.read(f"sid_{browser.cookie}")
         assert json.loads(record) == {"created": 1_700_000_000, "session": {"a": {"b": "ä"}}}
 
     async def test_records_of_others_are_read(self) -> None:
         storage = self.make()
         record = b' {"session": {"a": "\\u00e4"},\n"more": 1, "created": 1700000000.5} '
-        await storage.create(f"{NAME}_from-php.7", record, None)
+        await storage.store.create(f"{NAME}_from-php.7", record, None)
         session = await Browser(storage, "from-php.7").load()
         assert session == {"a": "ä"}
         assert (session.identity, session.new, session.created) == (
@@ -704,7 +704,7 @@ class ServerContract(StorageContract):
     ) -> None:
         storage = self.make()
         identity = uuid.uuid4().hex
-        await storage.create(f"{NAME}_{identity}", record, None)
+        await storage.store.create(f"{NAME}_{identity}", record, None)
         browser = Browser(storage, identity)
         session = await browser.load()
         assert session == {}
@@ -716,7 +716,7 @@ class ServerContract(StorageContract):
     async def test_an_emptied_record_does_not_keep_its_id(self) -> None:
         storage = self.make()
         identity = uuid.uuid4().hex
-        await storage.create(f"{NAME}_{identity}", b"{}", None)
+        await storage.store.create(f"{NAME}_{identity}", b"{}", None)
         browser = Browser(storage, identity)
         session = await browser.load()
         assert (session.identity, session.new) == (None, True)
@@ -734,7 +734,7 @@ class ServerContract(StorageContract):
         storage = self.make(max_age=100)
         identity = uuid.uuid4().hex
         record = b'{"created": 1600000000, "session": {"a": 1}}'
-        await storage.create(f"{NAME}_{identity}", record, None)
+        await storage.store.create(f"{NAME}_{identity}", record, None)
         session = await Browser(storage, identity).load()
         assert session == {}
         assert (session.identity, session.new) == (identity, False)
@@ -773,7 +773,7 @@ class ServerContract(StorageContract):
         await browser.set(a=1)
         key = f"{NAME}_{browser.cookie}"
         await browser.do(forget)
-        assert await storage.read(key) is None
+        assert await storage.store.read(key) is None
 
     @pytest.mark.parametrize("loaded_before", [True, False])
     async def test_new_session_deletes_the_old_record(self, loaded_before: bool) -> None:
@@ -789,7 +789,7 @@ class ServerContract(StorageContract):
         old = browser.cookie
         await browser.visit(handler)
         assert browser.cookie != old
-        assert await storage.read(f"{NAME}_{old}") is None
+        assert await storage.store.read(f"{NAME}_{old}") is None
         assert await browser.load() == {"b": 2}
 
     async def test_key_factory_makes_the_ids(self) -> None:
@@ -851,12 +851,12 @@ class ServerContract(StorageContract):
 
         storage = self.make()
         browser = Browser(storage)
-        monkeypatch.setattr(storage, "create", refuse)
+        monkeypatch.setattr(storage.store, "create", refuse)
         with pytest.raises(ConnectionError, match="refused"):
             await browser.set(a=1)
         assert browser.cookie is None
         monkeypatch.undo()
         await browser.set(a=1)
-        monkeypatch.setattr(storage, "read", refuse)
+        monkeypatch.setattr(storage.store, "read", refuse)
         with pytest.raises(ConnectionError, match="refused"):
             await browser.load()

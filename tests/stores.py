@@ -5,22 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import aiomcache
 import pytest
 from redis.asyncio import Redis
 
 from aiohttp_session.memcached_storage import MemcachedStorage
-from aiohttp_session.memory_storage import MemoryStorage
 from aiohttp_session.redis_storage import RedisStorage
-from aiohttp_session.storage import ServerStorage
+from aiohttp_session.server_storage import ServerOptions, ServerStorage
+from aiohttp_session.stores.memory import MemoryStore
 from benchmarks.servers import HOST
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 MakeStorage: TypeAlias = Callable[..., ServerStorage]
 
 
-class YieldingStorage(MemoryStorage):
+class YieldingStore(MemoryStore):
     """A store in memory that takes a turn of the event loop for each operation, as others do."""
 
     async def read(self, key: str) -> bytes | None:
@@ -29,25 +32,28 @@ class YieldingStorage(MemoryStorage):
 
     async def create(self, key: str, payload: bytes, ttl: int | None) -> None:
         await asyncio.sleep(0)
-        await MemoryStorage.create(self, key, payload, ttl)
+        await super().create(key, payload, ttl)
 
     async def update(self, key: str, payload: bytes, ttl: int | None) -> bool:
         await asyncio.sleep(0)
-        found = await MemoryStorage.read(self, key) is not None
-        if found:
-            await MemoryStorage.create(self, key, payload, ttl)
-        return found
+        return await super().update(key, payload, ttl)
 
     async def swap(self, key: str, expected: bytes, payload: bytes, ttl: int | None) -> bool:
         await asyncio.sleep(0)
-        found = await MemoryStorage.read(self, key) == expected
-        if found:
-            await MemoryStorage.create(self, key, payload, ttl)
-        return found
+        return await super().swap(key, expected, payload, ttl)
 
     async def delete(self, key: str) -> None:
         await asyncio.sleep(0)
         await super().delete(key)
+
+
+class YieldingStorage(ServerStorage):
+    """A storage on a store of its own."""
+
+    store: YieldingStore
+
+    def __init__(self, **options: Unpack[ServerOptions]) -> None:
+        super().__init__(YieldingStore(max_records=100_000), **options)
 
 
 @contextlib.asynccontextmanager
@@ -72,7 +78,7 @@ async def server_storages(
 
 async def stored(storage: ServerStorage, identity: str) -> bytes | None:
     """Return the record of an id."""
-    return await storage.read(storage._key(identity))
+    return await storage.store.read(storage._key(identity))
 
 
 @pytest.fixture(params=["memory", "redis", "memcached"])

@@ -19,7 +19,7 @@ from redis.exceptions import ResponseError
 from aiohttp_session import Session, get_session, setup
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from aiohttp_session.nacl_storage import NaClCookieStorage
-from aiohttp_session.storage import CookieStorage
+from aiohttp_session.sealed_storage import CookieStorage
 from tests import contract
 from tests.conftest import Clock
 from tests.contract import KEY, NAME, Browser, spy
@@ -186,7 +186,7 @@ class BadIds(BadInput):
     ) -> None:
         storage = self.make(max_age=100)
         raw = record.encode("utf-8", "surrogateescape")
-        await storage.create(f"{NAME}_some-id", raw, None)
+        await storage.store.create(f"{NAME}_some-id", raw, None)
         browser = Browser(storage, "some-id")
         session = await browser.load()
         assert session == {}

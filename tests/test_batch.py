@@ -10,7 +10,8 @@ from weakref import ref
 
 import pytest
 
-from aiohttp_session._batch import Batch, PerLoop
+from aiohttp_session.stores.batch import Batch
+from aiohttp_session.stores.per_loop import PerLoop
 
 
 class Store:

@@ -14,6 +14,9 @@ from aiohttp.test_utils import TestServer
 
 from aiohttp_session import Session
 from aiohttp_session.memory_storage import MemoryStorage
+from aiohttp_session.server_storage import ServerStorage
+from aiohttp_session.storage import AbstractStorage
+from aiohttp_session.stores.memory import MemoryStore
 from benchmarks import cases, contenders, load_client, plot, results, table, wrk
 from benchmarks.cases import CASES, Case, Stores
 from benchmarks.contenders import Contender, ContenderError
@@ -29,22 +32,22 @@ async def test_sound_storage_passes_every_check(case: Case) -> None:
     await RequestCase(case, Stores()).check()
 
 
-class _LosesUpdates(MemoryStorage):
+class _LosesUpdates(MemoryStore):
     async def update(self, key: str, payload: bytes, ttl: int | None) -> bool:
         return True
 
 
-class _LosesNewSessions(MemoryStorage):
+class _LosesNewSessions(MemoryStore):
     async def create(self, key: str, payload: bytes, ttl: int | None) -> None:
         pass
 
 
-class _KeepsDeletedRecords(MemoryStorage):
+class _KeepsDeletedRecords(MemoryStore):
     async def delete(self, key: str) -> None:
         pass
 
 
-class _MixesUsersUp(MemoryStorage):
+class _MixesUsersUp(MemoryStore):
     async def read(self, key: str) -> bytes | None:
         return next(iter(self._records.values()))[0]
 
@@ -75,9 +78,14 @@ class _ForgetsTheCookie(MemoryStorage):
     ],
 )
 async def test_broken_storage_fails_its_check(
-    broken: type[MemoryStorage], operation: str, monkeypatch: pytest.MonkeyPatch
+    broken: type[MemoryStorage | MemoryStore], operation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(cases.STORAGES, "memory", lambda stores: broken())
+    def make(stores: Stores) -> AbstractStorage:
+        if issubclass(broken, MemoryStorage):
+            return broken()
+        return ServerStorage(broken(max_records=1000))
+
+    monkeypatch.setitem(cases.STORAGES, "memory", make)
     with pytest.raises((WrongAnswerError, KeyError)):
         await RequestCase(Case("memory", operation, at_once=2), Stores()).check()
 

@@ -306,7 +306,7 @@ async def test_the_cookie_and_the_record_last_for_the_smaller_of_what_is_left(
 ) -> None:
     storage = MemoryStorage(max_age=max_age, lifetime=lifetime)
     ttls: list[int | None] = []
-    create, update = storage.create, storage.update
+    create, update = storage.store.create, storage.store.update
 
     async def note_create(key: str, payload: bytes, ttl: int | None) -> None:
         ttls.append(ttl)
@@ -316,8 +316,8 @@ async def test_the_cookie_and_the_record_last_for_the_smaller_of_what_is_left(
         ttls.append(ttl)
         return await update(key, payload, ttl)
 
-    monkeypatch.setattr(storage, "create", note_create)
-    monkeypatch.setattr(storage, "update", note_update)
+    monkeypatch.setattr(storage.store, "create", note_create)
+    monkeypatch.setattr(storage.store, "update", note_update)
     browser = Browser(storage)
     response = await browser.set(a=1)
     if age:
@@ -384,6 +384,6 @@ async def test_what_a_storage_of_ones_own_returns_is_not_written_to() -> None:
     storage = Constant(lifetime=100)
     browser = Browser(storage)
     await browser.set(b=1)
-    (record,) = storage._records.values()
+    (record,) = storage.store._records.values()
     assert json.loads(record[0])["issued"]
     assert Constant.data == {"created": 1, "session": {"a": 1}}

@@ -25,10 +25,10 @@ async def test_a_record_is_kept_under_the_hash_of_its_id(make_storage: MakeStora
     browser = Browser(storage)
     await browser.set(a=1)
     assert browser.cookie is not None
-    record = await storage.read(key_of(browser.cookie))
+    record = await storage.store.read(key_of(browser.cookie))
     assert record is not None
     assert browser.cookie.encode() not in record
-    assert await storage.read(f"{NAME}_{browser.cookie}") is None
+    assert await storage.store.read(f"{NAME}_{browser.cookie}") is None
     assert await browser.load() == {"a": 1}
 
 
@@ -36,7 +36,7 @@ async def test_nothing_in_the_store_is_worth_anything_as_a_cookie() -> None:
     storage = MemoryStorage(hash_ids=True)
     browser = Browser(storage)
     await browser.set(a=1)
-    for key in storage._records:
+    for key in storage.store._records:
         thief = Browser(storage, key.removeprefix(f"{NAME}_"))
         assert (await thief.load()).new
 
@@ -48,10 +48,10 @@ async def test_a_record_that_is_over_is_deleted(make_storage: MakeStorage, actio
     await browser.set(a=1)
     before = str(browser.cookie)
     await browser.do(methodcaller(action))
-    assert await storage.read(key_of(before)) is None
+    assert await storage.store.read(key_of(before)) is None
     if action == "regenerate_id":
         assert await browser.load() == {"a": 1}
-        assert await storage.read(key_of(str(browser.cookie))) is not None
+        assert await storage.store.read(key_of(str(browser.cookie))) is not None
 
 
 async def test_a_new_session_deletes_the_old_record(make_storage: MakeStorage) -> None:
@@ -64,7 +64,7 @@ async def test_a_new_session_deletes_the_old_record(make_storage: MakeStorage) -
     await browser.set(a=1)
     before = str(browser.cookie)
     await browser.visit(handler)
-    assert await storage.read(key_of(before)) is None
+    assert await storage.store.read(key_of(before)) is None
     assert await browser.load() == {"b": 2}
 
 

@@ -17,19 +17,19 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from pytest_aiohttp.plugin import AiohttpClient
 
 from aiohttp_session import get_session, session_middleware, setup
-from aiohttp_session._memcached import _Command, _Connection
 from aiohttp_session.memcached_storage import MemcachedStorage
+from aiohttp_session.stores._memcached_wire import _Command, _Connection
 from benchmarks import servers
 from benchmarks.servers import HOST
 from tests.proxy import Proxy
 
 OWN_ERRORS = (OSError, aiomcache.ClientException)  # TimeoutError is an OSError
 VERBS: dict[str, Callable[[MemcachedStorage], Awaitable[object]]] = {
-    "read": lambda storage: storage.read("k"),
-    "create": lambda storage: storage.create("k", b"1", None),
-    "update": lambda storage: storage.update("k", b"1", None),
-    "swap": lambda storage: storage.swap("k", b"1", b"1", None),
-    "delete": lambda storage: storage.delete("other"),
+    "read": lambda storage: storage.store.read("k"),
+    "create": lambda storage: storage.store.create("k", b"1", None),
+    "update": lambda storage: storage.store.update("k", b"1", None),
+    "swap": lambda storage: storage.store.swap("k", b"1", b"1", None),
+    "delete": lambda storage: storage.store.delete("other"),
 }
 
 every_verb = pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
@@ -38,7 +38,7 @@ every_verb = pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
 @pytest.fixture
 async def storage(proxy: Proxy) -> AsyncIterator[MemcachedStorage]:
     storage = make_storage(proxy.port)
-    await storage.create("k", b"1", None)
+    await storage.store.create("k", b"1", None)
     yield storage
     proxy.resume()
     proxy.fake_reply = None
@@ -52,8 +52,10 @@ def make_storage(port: int, **options: Any) -> MemcachedStorage:
 
 
 async def works(storage: MemcachedStorage) -> bool:
-    await storage.create("after", b"1", None)
-    return await storage.read("after") == b"1" and await storage.update("after", b"2", None)
+    await storage.store.create("after", b"1", None)
+    return await storage.store.read("after") == b"1" and await storage.store.update(
+        "after", b"2", None
+    )
 
 
 class Request(dict[str, Any]):
@@ -86,7 +88,7 @@ async def test_cancelled_requests_disturb_nobody(proxy: Proxy) -> None:
     users = {name: Visitor(storage, name) for name in (f"user{n}" for n in range(50))}
     for name, user in users.items():
         payload = f'{{"created": 1700000000, "session": {{"name": "{name}", "count": 0}}}}'
-        await storage.create(user.key, payload.encode(), None)
+        await storage.store.create(user.key, payload.encode(), None)
     proxy.reply_delay = 0.001  # so that they are cancelled while their replies are under way
     proxy.fragment = 1000
     results: Counter[str] = Counter()
@@ -120,7 +122,9 @@ async def test_logout_during_a_slow_request_stays_a_logout(
     storage: MemcachedStorage, caplog: pytest.LogCaptureFixture
 ) -> None:
     visitor = Visitor(storage, "a")
-    await storage.create(visitor.key, b'{"created": 1700000000, "session": {"name": "a"}}', None)
+    await storage.store.create(
+        visitor.key, b'{"created": 1700000000, "session": {"name": "a"}}', None
+    )
     logged_out = asyncio.Event()
 
     async def slow(request: web.Request) -> web.Response:
@@ -138,7 +142,7 @@ async def test_logout_during_a_slow_request_stays_a_logout(
     logged_out.set()
     with caplog.at_level(logging.WARNING):
         response = await task
-    assert await storage.read(visitor.key) is None
+    assert await storage.store.read(visitor.key) is None
     assert storage.cookie_name not in response.cookies
     assert "dropped" in caplog.text
 
@@ -187,14 +191,14 @@ async def test_server_that_does_not_answer_is_a_timeout(
 
 async def test_idle_connection_is_no_timeout_but_is_watched_when_used_again(proxy: Proxy) -> None:
     storage = make_storage(proxy.port, timeout=0.5)
-    await storage.create("k", b"1", None)
+    await storage.store.create("k", b"1", None)
     await asyncio.sleep(0.5)  # the deadline of the save is past
-    assert await storage.read("k") == b"1"
+    assert await storage.store.read("k") == b"1"
     assert proxy.accepted == 1
     proxy.hold()
     await asyncio.sleep(0.5)
     with pytest.raises(TimeoutError, match="memcached"):
-        await asyncio.wait_for(storage.read("k"), 10)
+        await asyncio.wait_for(storage.store.read("k"), 10)
     proxy.resume()
     await storage.finish()
 
@@ -207,7 +211,7 @@ async def test_connection_that_is_not_made_in_time_is_a_timeout() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(asyncio.get_running_loop(), "create_connection", never)
         with pytest.raises(TimeoutError):
-            await storage.read("k")
+            await storage.store.read("k")
     assert len(asyncio.all_tasks()) == 1
 
 
@@ -230,12 +234,12 @@ async def test_connection_that_is_made_after_it_was_given_up_sends_nothing(proxy
 async def test_late_reply_reaches_nobody(proxy: Proxy) -> None:
     storage = make_storage(proxy.port, timeout=0.5)
     for name in "ab":
-        await storage.create(name, name.encode(), None)
+        await storage.store.create(name, name.encode(), None)
     proxy.hold()
     with pytest.raises(TimeoutError):
-        await storage.read("a")
+        await storage.store.read("a")
     proxy.resume()
-    assert await asyncio.gather(*(storage.read(name) for name in "bba")) == [b"b", b"b", b"a"]
+    assert await asyncio.gather(*(storage.store.read(name) for name in "bba")) == [b"b", b"b", b"a"]
     await storage.finish()
 
 
@@ -262,7 +266,9 @@ async def test_garbage_in_place_of_a_record_is_an_error(
     proxy: Proxy, storage: MemcachedStorage, reply: bytes
 ) -> None:
     proxy.fake_reply = reply
-    results = await asyncio.gather(storage.read("k"), storage.read("other"), return_exceptions=True)
+    results = await asyncio.gather(
+        storage.store.read("k"), storage.store.read("other"), return_exceptions=True
+    )
     assert [type(result) for result in results] == [aiomcache.ClientException] * 2
     proxy.fake_reply = None
     assert await works(storage)
@@ -298,10 +304,10 @@ async def test_reply_that_nobody_asked_for_ends_the_connection(
     proxy: Proxy, storage: MemcachedStorage
 ) -> None:
     proxy.fake_reply = b"END\r\nVALUE k 0 5\r\nwrong\r\nEND\r\n"
-    assert await storage.read("k") is None
+    assert await storage.store.read("k") is None
     proxy.fake_reply = None
     before = proxy.accepted
-    assert await storage.read("k") == b"1"
+    assert await storage.store.read("k") == b"1"
     assert proxy.accepted == before + 1
 
 
@@ -309,7 +315,7 @@ async def test_record_that_is_never_complete_is_a_timeout(proxy: Proxy) -> None:
     storage = make_storage(proxy.port, timeout=0.5)
     proxy.fake_reply = b"VALUE k 0 1000\r\n123"
     with pytest.raises(TimeoutError):
-        await storage.read("k")
+        await storage.store.read("k")
     proxy.fake_reply = None
     assert await works(storage)
     await storage.finish()
@@ -323,7 +329,10 @@ async def test_errors_do_not_name_keys_or_contents(proxy: Proxy, storage: Memcac
     ):
         proxy.fake_reply = reply
         proxy.reply_budget = len(reply)
-        for attempt in (storage.read("key-hidden"), storage.create("k", b"secret", None)):
+        for attempt in (
+            storage.store.read("key-hidden"),
+            storage.store.create("k", b"secret", None),
+        ):
             with pytest.raises(OWN_ERRORS) as caught:
                 await attempt
             assert "secret" not in str(caught.value)
@@ -341,9 +350,9 @@ async def test_server_restarted_under_load_harms_no_request_after() -> None:
         while served["after"] < 500 and not failed["after"]:
             begun = phase
             try:
-                await storage.create(name, name.encode(), None)
+                await storage.store.create(name, name.encode(), None)
                 # The restart empties the server in between.
-                assert await storage.read(name) in {name.encode(), None}
+                assert await storage.store.read(name) in {name.encode(), None}
             except OWN_ERRORS:
                 failed[begun] += 1
             else:
@@ -373,7 +382,7 @@ async def test_idle_connection_is_not_used_after_the_server_closed_it(
 ) -> None:
     for _ in range(3):
         await proxy.cut()
-        assert await storage.read("k") == b"1"
+        assert await storage.store.read("k") == b"1"
 
 
 async def test_application_ends_with_its_saves_done_and_connections_closed(
@@ -395,4 +404,4 @@ async def test_application_ends_with_its_saves_done_and_connections_closed(
     assert proxy.open == connections + 1
     await client.close()
     await proxy.settles(connections)
-    assert b'"a"' in (await storage.read(f"{own.cookie_name}_{identity}") or b"")
+    assert b'"a"' in (await storage.store.read(f"{own.cookie_name}_{identity}") or b"")

@@ -81,16 +81,16 @@ def test_storage_can_be_made_before_its_client() -> None:
 )
 async def test_expiry_is_relative_up_to_a_month(clock: Clock, ttl: int | None, expiry: int) -> None:
     storage, client = with_fake_client()
-    await storage.create("k", b"1", ttl)
-    await storage.update("k", b"2", ttl)
-    await storage.swap("k", b"2", b"3", ttl)
+    await storage.store.create("k", b"1", ttl)
+    await storage.store.update("k", b"2", ttl)
+    await storage.store.swap("k", b"2", b"3", ttl)
     assert client.calls == [("set", expiry), ("replace", expiry), ("cas", expiry)]
 
 
 @pytest.mark.parametrize("ttl", [1, MONTH, MONTH + 100, None])
 async def test_server_takes_any_ttl(storage: MemcachedStorage, ttl: int | None) -> None:
-    await storage.create("k", b"1", ttl)
-    assert await storage.read("k") == b"1"
+    await storage.store.create("k", b"1", ttl)
+    assert await storage.store.read("k") == b"1"
 
 
 @pytest.mark.parametrize("key", ["a b", "a\nb", "\xe9", "\x7f", "k" * 251])
@@ -98,22 +98,22 @@ async def test_impossible_keys_are_refused_without_naming_them(
     storage: MemcachedStorage, key: str
 ) -> None:
     async def read() -> None:
-        await storage.read(key)
+        await storage.store.read(key)
 
     for attempt in (
         read(),
-        storage.create(key, b"1", None),
-        storage.update(key, b"1", None),
-        storage.swap(key, b"1", b"2", None),
-        storage.delete(key),
+        storage.store.create(key, b"1", None),
+        storage.store.update(key, b"1", None),
+        storage.store.swap(key, b"1", b"2", None),
+        storage.store.delete(key),
     ):
         with pytest.raises(ValueError, match=rf"at most 250 .* has {len(key)}$"):
             await attempt
 
 
 async def test_largest_key_is_taken(storage: MemcachedStorage) -> None:
-    await storage.create("k" * 250, b"1", None)
-    assert await storage.read("k" * 250) == b"1"
+    await storage.store.create("k" * 250, b"1", None)
+    assert await storage.store.read("k" * 250) == b"1"
 
 
 @pytest.mark.parametrize("size", [1024**2, 10 * 1024**2])
@@ -122,13 +122,13 @@ async def test_record_beyond_the_servers_limit_is_refused_and_nothing_else_suffe
 ) -> None:
     # Were the payload taken for commands, this would empty the store.
     huge = b"flush_all\r\n" * (size // 11 + 1)
-    await storage.create("small", b"1", None)
-    await storage.create("large", b"1", None)
+    await storage.store.create("small", b"1", None)
+    await storage.store.create("large", b"1", None)
     results = await asyncio.gather(
-        storage.update("small", b"2", None),
-        storage.update("large", huge, None),
-        storage.create("other", huge, None),
-        storage.read("small"),
+        storage.store.update("small", b"2", None),
+        storage.store.update("large", huge, None),
+        storage.store.create("other", huge, None),
+        storage.store.read("small"),
         return_exceptions=True,
     )
     assert results[0] is True
@@ -137,14 +137,14 @@ async def test_record_beyond_the_servers_limit_is_refused_and_nothing_else_suffe
         assert isinstance(error, ValueError)
         assert f"{len(huge)} bytes" in str(error)
         assert "1 MB" in str(error)
-    assert await storage.read("small") == b"2"
-    assert await storage.read("large") == b"1"
+    assert await storage.store.read("small") == b"2"
+    assert await storage.store.read("large") == b"1"
 
 
 async def test_largest_record_is_taken(storage: MemcachedStorage) -> None:
     payload = b"\r\nEND\r\n" * 140_000  # nearly 1 MB
-    await storage.create("k", payload, None)
-    assert await storage.read("k") == payload
+    await storage.store.create("k", payload, None)
+    assert await storage.store.read("k") == payload
 
 
 async def test_foreign_record_with_flags_is_an_error_of_its_own(
@@ -158,9 +158,9 @@ async def test_foreign_record_with_flags_is_an_error_of_its_own(
     )
     await foreign.set(b"flagged", object())
     await foreign.close()
-    await storage.create("plain", b"1", None)
+    await storage.store.create("plain", b"1", None)
     flagged, plain = await asyncio.gather(
-        storage.read("flagged"), storage.read("plain"), return_exceptions=True
+        storage.store.read("flagged"), storage.store.read("plain"), return_exceptions=True
     )
     assert isinstance(flagged, aiomcache.ClientException)
     assert plain == b"1"
@@ -169,12 +169,12 @@ async def test_foreign_record_with_flags_is_an_error_of_its_own(
 async def test_operations_of_one_turn_share_a_connection_and_a_write(
     storage: MemcachedStorage, proxy: Proxy
 ) -> None:
-    await storage.read("k")
+    await storage.store.read("k")
     before = proxy.passed
     await asyncio.gather(
-        *(storage.create(f"k{number}", b"%d" % number, None) for number in range(50))
+        *(storage.store.create(f"k{number}", b"%d" % number, None) for number in range(50))
     )
-    assert await asyncio.gather(*(storage.read(f"k{number}") for number in range(50))) == [
+    assert await asyncio.gather(*(storage.store.read(f"k{number}") for number in range(50))) == [
         b"%d" % number for number in range(50)
     ]
     assert proxy.accepted == 1
@@ -182,8 +182,8 @@ async def test_operations_of_one_turn_share_a_connection_and_a_write(
 
 
 async def test_every_reader_of_one_key_gets_it(storage: MemcachedStorage) -> None:
-    await storage.create("k", b"1", None)
-    records = await asyncio.gather(*(storage.read(key) for key in ["k", "none", "k", "k"]))
+    await storage.store.create("k", b"1", None)
+    records = await asyncio.gather(*(storage.store.read(key) for key in ["k", "none", "k", "k"]))
     assert records == [b"1", None, b"1", b"1"]
 
 
@@ -192,40 +192,40 @@ async def test_replies_may_come_in_pieces(
     storage: MemcachedStorage, proxy: Proxy, fragment: int
 ) -> None:
     proxy.fragment = fragment
-    await storage.create("a", b"1\r\nEND\r\n", None)
-    await storage.create("b", b"2", None)
+    await storage.store.create("a", b"1\r\nEND\r\n", None)
+    await storage.store.create("b", b"2", None)
     results = await asyncio.gather(
-        storage.read("a"),
-        storage.read("none"),
-        storage.update("b", b"3", None),
-        storage.update("none", b"3", None),
-        storage.swap("a", b"1\r\nEND\r\n", b"", None),
-        storage.swap("none", b"1", b"2", None),
-        storage.delete("none"),
+        storage.store.read("a"),
+        storage.store.read("none"),
+        storage.store.update("b", b"3", None),
+        storage.store.update("none", b"3", None),
+        storage.store.swap("a", b"1\r\nEND\r\n", b"", None),
+        storage.store.swap("none", b"1", b"2", None),
+        storage.store.delete("none"),
     )
     assert results[:5] == [b"1\r\nEND\r\n", None, True, False, True]
     assert results[5:] == [False, None]
-    assert await storage.read("a") == b""
-    assert await storage.read("b") == b"3"
+    assert await storage.store.read("a") == b""
+    assert await storage.store.read("b") == b"3"
 
 
 async def test_more_and_longer_keys_than_one_command_holds(storage: MemcachedStorage) -> None:
     keys = [f"{number:0250}" for number in range(300)]
-    await asyncio.gather(*(storage.create(key, key.encode(), None) for key in keys))
-    records = await asyncio.gather(*(storage.read(key) for key in keys))
+    await asyncio.gather(*(storage.store.create(key, key.encode(), None) for key in keys))
+    records = await asyncio.gather(*(storage.store.read(key) for key in keys))
     assert records == [key.encode() for key in keys]
 
 
 async def test_large_record_does_not_hold_up_a_small_one(
     storage: MemcachedStorage, proxy: Proxy
 ) -> None:
-    await storage.create("small", b"1", None)
-    await storage.create("large", b"x" * 900_000, None)
+    await storage.store.create("small", b"1", None)
+    await storage.store.create("large", b"x" * 900_000, None)
     proxy.fragment = 4096
     proxy.reply_delay = 0.001
-    large = asyncio.ensure_future(storage.read("large"))
+    large = asyncio.ensure_future(storage.store.read("large"))
     await asyncio.sleep(0.02)  # its reply has begun
-    assert await storage.read("small") == b"1"
+    assert await storage.store.read("small") == b"1"
     assert not large.done()
     proxy.fragment, proxy.reply_delay = 2**16, 0
     assert await large == b"x" * 900_000
@@ -234,58 +234,58 @@ async def test_large_record_does_not_hold_up_a_small_one(
 async def test_large_records_share_the_connections_that_there_may_be(proxy: Proxy) -> None:
     storage = MemcachedStorage(aiomcache.Client(HOST, proxy.port, pool_size=2))
     records = {f"large{number}": b"%d" % number * 100_000 for number in range(7)}
-    await asyncio.gather(*(storage.create(key, text, None) for key, text in records.items()))
+    await asyncio.gather(*(storage.store.create(key, text, None) for key, text in records.items()))
     assert proxy.accepted == 2
-    assert await asyncio.gather(*map(storage.read, records)) == list(records.values())
+    assert await asyncio.gather(*map(storage.store.read, records)) == list(records.values())
     await storage.finish()
 
 
 @pytest.mark.parametrize("workers", [1, 20])
 async def test_swap_lets_one_of_many_win(storage: MemcachedStorage, workers: int) -> None:
-    await storage.create("k", b"old", None)
+    await storage.store.create("k", b"old", None)
     won = await asyncio.gather(
-        *(storage.swap("k", b"old", b"%d" % number, None) for number in range(workers))
+        *(storage.store.swap("k", b"old", b"%d" % number, None) for number in range(workers))
     )
     assert won.count(True) == 1
-    assert await storage.read("k") == b"%d" % won.index(True)
+    assert await storage.store.read("k") == b"%d" % won.index(True)
 
 
 async def test_finish_waits_for_a_save_whose_request_is_gone(
     storage: MemcachedStorage, proxy: Proxy
 ) -> None:
-    await storage.create("k", b"1", None)
+    await storage.store.create("k", b"1", None)
     proxy.request_delay = 0.05
-    save = asyncio.ensure_future(storage.update("k", b"2", None))
+    save = asyncio.ensure_future(storage.store.update("k", b"2", None))
     await asyncio.sleep(0.01)
     save.cancel()
     await storage.finish()
     proxy.request_delay = 0
-    assert await storage.read("k") == b"2"
+    assert await storage.store.read("k") == b"2"
 
 
 async def test_finish_waits_for_saves_that_began_in_the_same_turn(
     storage: MemcachedStorage, proxy: Proxy
 ) -> None:
     proxy.fragment = 1  # or the replies would come all at once
-    await storage.read("k")
+    await storage.store.read("k")
     first, second, finish = (
-        storage.create("a", b"1", None),
-        storage.create("b", b"2", None),
+        storage.store.create("a", b"1", None),
+        storage.store.create("b", b"2", None),
         storage.finish(),
     )
     await asyncio.gather(first, second, finish)
     proxy.fragment = 2**16
-    assert await asyncio.gather(*map(storage.read, "ab")) == [b"1", b"2"]
+    assert await asyncio.gather(*map(storage.store.read, "ab")) == [b"1", b"2"]
 
 
 async def test_finish_closes_the_connections_and_use_opens_new_ones(
     storage: MemcachedStorage, proxy: Proxy
 ) -> None:
-    await storage.create("k", b"1", None)
+    await storage.store.create("k", b"1", None)
     assert proxy.open == 1
     await storage.finish()
     await proxy.settles(0)
-    assert await storage.read("k") == b"1"
+    assert await storage.store.read("k") == b"1"
     await storage.finish()
     await storage.finish()
 
@@ -297,8 +297,8 @@ def test_one_storage_serves_several_loops(memcached_server: Server) -> None:
         async def user(number: int) -> None:
             key = f"{loop_name}-{number}"
             for turn in range(30):
-                await storage.create(key, f"{key}-{turn}".encode(), None)
-                assert await storage.read(key) == f"{key}-{turn}".encode()
+                await storage.store.create(key, f"{key}-{turn}".encode(), None)
+                assert await storage.store.read(key) == f"{key}-{turn}".encode()
 
         await asyncio.gather(*(user(number) for number in range(5)))
 
@@ -327,7 +327,7 @@ def test_a_loop_that_has_ended_is_forgotten(memcached_server: Server, finish: bo
 
     async def serve() -> None:
         loops.append(weakref.ref(asyncio.get_running_loop()))
-        await storage.create("k", b"1", None)
+        await storage.store.create("k", b"1", None)
         if finish:
             await storage.finish()
 
@@ -342,9 +342,12 @@ def test_uvloop(memcached_server: Server) -> None:
     storage = MemcachedStorage(aiomcache.Client(HOST, memcached_server.port))
 
     async def serve() -> None:
-        await storage.create("k", b"x" * 200_000, None)
-        assert await asyncio.gather(*(storage.read("k") for _ in range(3))) == [b"x" * 200_000] * 3
-        assert await storage.update("k", b"2", None)
+        await storage.store.create("k", b"x" * 200_000, None)
+        assert (
+            await asyncio.gather(*(storage.store.read("k") for _ in range(3)))
+            == [b"x" * 200_000] * 3
+        )
+        assert await storage.store.update("k", b"2", None)
         await storage.finish()
 
     loop = uvloop.new_event_loop()
@@ -356,14 +359,14 @@ def test_uvloop(memcached_server: Server) -> None:
 
 async def test_client_of_the_users_own_is_called() -> None:
     storage, client = with_fake_client()
-    await storage.create("k", b"1", None)
+    await storage.store.create("k", b"1", None)
     assert client.records == {b"k": b"1"}
-    assert await storage.read("k") == b"1"
-    assert await storage.update("k", b"2", None)
-    assert not await storage.update("none", b"2", None)
-    assert await storage.swap("k", b"2", b"3", None)
-    assert not await storage.swap("k", b"2", b"4", None)
-    await storage.delete("k")
+    assert await storage.store.read("k") == b"1"
+    assert await storage.store.update("k", b"2", None)
+    assert not await storage.store.update("none", b"2", None)
+    assert await storage.store.swap("k", b"2", b"3", None)
+    assert not await storage.store.swap("k", b"2", b"4", None)
+    await storage.store.delete("k")
     assert client.records == {}
     await storage.finish()
 
@@ -378,8 +381,8 @@ async def test_calls_that_a_subclass_overrides_are_made(memcached_server: Server
 
     client = Counting(HOST, memcached_server.port)
     storage = MemcachedStorage(client)
-    await storage.create("k", b"1", None)
-    assert await storage.read("k") == b"1"
+    await storage.store.create("k", b"1", None)
+    assert await storage.store.read("k") == b"1"
     assert client.reads == 1
     await client.close()
 
@@ -387,18 +390,18 @@ async def test_calls_that_a_subclass_overrides_are_made(memcached_server: Server
 async def test_client_can_be_exchanged_and_its_calls_patched(
     storage: MemcachedStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await storage.create("k", b"1", None)
+    await storage.store.create("k", b"1", None)
 
     async def get(key: bytes) -> bytes:
         return b"patched"
 
     with monkeypatch.context() as patch:
         patch.setattr(storage.conn, "get", get)
-        assert await storage.read("k") == b"patched"
-    assert await storage.read("k") == b"1"
+        assert await storage.store.read("k") == b"patched"
+    assert await storage.store.read("k") == b"1"
     client = storage.conn
     await storage.finish()
     storage.conn = FakeClient()  # type: ignore[assignment]
-    assert await storage.read("k") is None
+    assert await storage.store.read("k") is None
     storage.conn = client
-    assert await storage.read("k") == b"1"
+    assert await storage.store.read("k") == b"1"

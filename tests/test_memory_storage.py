@@ -48,45 +48,45 @@ async def test_it_holds_one_session_if_that_is_its_bound() -> None:
 
 async def test_a_record_expires_ttl_seconds_after_its_last_write(clock: Clock) -> None:
     storage = MemoryStorage()
-    await storage.create("key", b"1", 10)
+    await storage.store.create("key", b"1", 10)
     clock.now += 9.9
-    assert await storage.read("key") == b"1"
-    assert await storage.update("key", b"2", 10)
+    assert await storage.store.read("key") == b"1"
+    assert await storage.store.update("key", b"2", 10)
     clock.now += 9.9
-    assert await storage.read("key") == b"2"
+    assert await storage.store.read("key") == b"2"
     clock.now += 0.1
     assert len(storage) == 1
-    assert await storage.read("key") is None
+    assert await storage.store.read("key") is None
     assert len(storage) == 0
-    assert not await storage.update("key", b"3", 10)
-    assert await storage.read("key") is None
+    assert not await storage.store.update("key", b"3", 10)
+    assert await storage.store.read("key") is None
 
 
 async def test_a_record_without_a_ttl_stays(clock: Clock) -> None:
     storage = MemoryStorage()
-    await storage.create("key", b"1", None)
+    await storage.store.create("key", b"1", None)
     clock.now += 1e9
-    assert await storage.read("key") == b"1"
+    assert await storage.store.read("key") == b"1"
 
 
 async def test_a_record_is_swapped_only_for_the_expected_one(clock: Clock) -> None:
     storage = MemoryStorage()
-    await storage.create("key", b"1", 10)
-    assert not await storage.swap("key", b"0", b"2", 10)
-    assert await storage.read("key") == b"1"
-    assert await storage.swap("key", b"1", b"2", 10)
-    assert await storage.read("key") == b"2"
+    await storage.store.create("key", b"1", 10)
+    assert not await storage.store.swap("key", b"0", b"2", 10)
+    assert await storage.store.read("key") == b"1"
+    assert await storage.store.swap("key", b"1", b"2", 10)
+    assert await storage.store.read("key") == b"2"
     clock.now += 11
-    assert not await storage.swap("key", b"2", b"3", 10)
-    assert not await storage.swap("other", b"2", b"3", 10)
+    assert not await storage.store.swap("key", b"2", b"3", 10)
+    assert not await storage.store.swap("other", b"2", b"3", 10)
 
 
 async def test_a_deleted_record_is_gone() -> None:
     storage = MemoryStorage()
-    await storage.create("key", b"1", None)
-    await storage.delete("key")
-    await storage.delete("key")
-    assert await storage.read("key") is None
+    await storage.store.create("key", b"1", None)
+    await storage.store.delete("key")
+    await storage.store.delete("key")
+    assert await storage.store.read("key") is None
     assert len(storage) == 0
 
 
@@ -108,7 +108,7 @@ async def test_a_session_that_is_deleted_while_it_gets_a_new_id_stays_deleted() 
         session = await get_session(request)
         session.regenerate_id()
         session["b"] = 2
-        await storage.delete(f"{NAME}_{session.identity}")
+        await storage.store.delete(f"{NAME}_{session.identity}")
         return web.Response()
 
     storage = MemoryStorage(on_conflict="merge")

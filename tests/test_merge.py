@@ -12,8 +12,8 @@ import pytest
 from aiohttp import web
 from pytest_aiohttp.plugin import AiohttpClient
 
-from aiohttp_session import ConflictError, Session, get_session, setup, storage
-from aiohttp_session.storage import ServerStorage
+from aiohttp_session import ConflictError, Session, get_session, server_storage, setup
+from aiohttp_session.server_storage import ServerStorage
 from tests.contract import NAME, Browser, spy
 from tests.stores import MakeStorage, YieldingStorage, make_storage, stored
 
@@ -171,11 +171,11 @@ async def test_a_record_that_always_changes_is_an_error_in_the_end(
     async def swap(*args: object) -> bool:
         return False
 
-    monkeypatch.setattr(storage, "sleep", sleep)
+    monkeypatch.setattr(server_storage, "sleep", sleep)
     store = YieldingStorage(on_conflict="merge")
     browser = Browser(store)
     await browser.set(x="secret")
-    monkeypatch.setattr(store, "swap", swap)
+    monkeypatch.setattr(store.store, "swap", swap)
     with pytest.raises(ConflictError, match="could not be merged in 100 attempts") as raised:
         await browser.set(y="secret")
     assert "secret" not in str(raised.value)
@@ -190,7 +190,7 @@ async def test_a_record_that_became_garbage_is_replaced(make_storage: MakeStorag
 
     async def handler(request: web.Request) -> web.Response:
         (await get_session(request))["a"] = 1
-        await store.create(key, b"[garbage", None)
+        await store.store.create(key, b"[garbage", None)
         return web.Response()
 
     await browser.visit(handler)
@@ -271,19 +271,19 @@ async def test_a_merge_that_is_cancelled_lets_the_next_one_begin(
     store = YieldingStorage(on_conflict="merge")
     browser = Browser(store)
     await browser.set(x=0)
-    swap, held = store.swap, asyncio.Event()
+    swap, held = store.store.swap, asyncio.Event()
 
     async def slow(*args: Any) -> bool:
         held.set()
         await asyncio.sleep(3600)
         raise AssertionError
 
-    monkeypatch.setattr(store, "swap", slow)
+    monkeypatch.setattr(store.store, "swap", slow)
     first = asyncio.ensure_future(Browser(store, browser.cookie).set(a=1))
     await held.wait()
     second = asyncio.ensure_future(Browser(store, browser.cookie).set(b=1))
     await asyncio.sleep(0.01)
-    monkeypatch.setattr(store, "swap", swap)
+    monkeypatch.setattr(store.store, "swap", swap)
     first.cancel()
     await second
     assert await browser.load() == {"x": 0, "b": 1}

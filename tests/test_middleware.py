@@ -23,6 +23,8 @@ from aiohttp_session import (
     setup,
 )
 from aiohttp_session.memory_storage import MemoryStorage
+from aiohttp_session.server_storage import ServerStorage
+from aiohttp_session.stores.memory import MemoryStore
 from tests.contract import NAME, Browser, Handler, make_request, spy
 
 
@@ -466,11 +468,11 @@ async def test_a_visit_counter(install: Install, aiohttp_client: AiohttpClient) 
 # A store in trouble
 
 
-class SlowStorage(MemoryStorage):
+class SlowStore(MemoryStore):
     """Waits at every verb until it is let go."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self) -> None:
+        super().__init__(max_records=10)
         self.asked = asyncio.Event()
         self.go = asyncio.Event()
 
@@ -486,35 +488,35 @@ class SlowStorage(MemoryStorage):
 
 
 async def test_requests_wait_for_a_slow_store() -> None:
-    storage = SlowStorage()
-    browser = Browser(storage)
+    store = SlowStore()
+    browser = Browser(ServerStorage(store))
     visit = asyncio.create_task(browser.set(a=1))
-    await storage.asked.wait()
+    await store.asked.wait()
     assert not visit.done()
-    storage.go.set()
+    store.go.set()
     await visit
     assert await browser.load() == {"a": 1}
 
 
 async def test_a_request_cancelled_while_the_store_is_slow_leaves_no_trace() -> None:
-    storage = SlowStorage()
-    browser = Browser(storage)
+    store = SlowStore()
+    browser = Browser(ServerStorage(store))
     saving = asyncio.create_task(browser.set(a=1))
-    await storage.asked.wait()
+    await store.asked.wait()
     saving.cancel()
     with pytest.raises(asyncio.CancelledError):
         await saving
     assert browser.cookie is None
-    storage.go.set()
+    store.go.set()
     await browser.set(a=2)
-    storage.go.clear()
-    storage.asked.clear()
+    store.go.clear()
+    store.asked.clear()
     loading = asyncio.create_task(browser.set(a=3))
-    await storage.asked.wait()
+    await store.asked.wait()
     loading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await loading
-    storage.go.set()
+    store.go.set()
     assert await browser.load() == {"a": 2}
 
 
@@ -550,7 +552,7 @@ async def test_a_store_that_fails_is_an_error_without_a_cookie(
     client = await aiohttp_client(app)
     async with client.get("/") as response:
         assert response.status == 200
-    monkeypatch.setattr(storage, verb, refuse)
+    monkeypatch.setattr(storage.store, verb, refuse)
     async with client.get("/") as response:
         assert response.status == 500
         assert "Set-Cookie" not in response.headers

@@ -40,14 +40,14 @@ async def complaints() -> AsyncIterator[None]:
 
 
 async def check_verbs(storage: RedisStorage) -> None:
-    await asyncio.gather(*(storage.create(key, key.encode(), 60) for key in KEYS))
-    assert await asyncio.gather(*map(storage.read, KEYS)) == [key.encode() for key in KEYS]
-    assert await storage.update(KEYS[0], b"2", 60)
-    assert await storage.swap(KEYS[0], b"2", b"3", 60)
-    assert not await storage.swap(KEYS[0], b"2", b"4", 60)
-    await asyncio.gather(*map(storage.delete, KEYS[:10]))
-    assert await asyncio.gather(*map(storage.read, KEYS[:10])) == [None] * 10
-    assert not await storage.update(KEYS[0], b"5", 60)
+    await asyncio.gather(*(storage.store.create(key, key.encode(), 60) for key in KEYS))
+    assert await asyncio.gather(*map(storage.store.read, KEYS)) == [key.encode() for key in KEYS]
+    assert await storage.store.update(KEYS[0], b"2", 60)
+    assert await storage.store.swap(KEYS[0], b"2", b"3", 60)
+    assert not await storage.store.swap(KEYS[0], b"2", b"4", 60)
+    await asyncio.gather(*map(storage.store.delete, KEYS[:10]))
+    assert await asyncio.gather(*map(storage.store.read, KEYS[:10])) == [None] * 10
+    assert not await storage.store.update(KEYS[0], b"5", 60)
     await storage.finish()
 
 
@@ -105,8 +105,10 @@ async def test_a_cluster_record_of_another_type_harms_only_its_own_request(
     client: Any = RedisCluster(host=HOST, port=cluster[0].port)
     storage = RedisStorage(client)
     await client.lpush("{a}list", "x")
-    await storage.create("{a}k", b"1", 60)
-    loads = asyncio.gather(storage.read("{a}k"), storage.read("{a}list"), return_exceptions=True)
+    await storage.store.create("{a}k", b"1", 60)
+    loads = asyncio.gather(
+        storage.store.read("{a}k"), storage.store.read("{a}list"), return_exceptions=True
+    )
     record, error = await loads
     assert record == b"1"
     assert isinstance(error, exceptions.ResponseError)
@@ -131,21 +133,21 @@ async def run_through_a_failover(
         while len(recovered) < len(KEYS):
             begun = time.monotonic()
             try:
-                record = await storage.read(key)
+                record = await storage.store.read(key)
                 if record != key.encode():
                     problems.append((key, record))
-                if not await storage.update(key, key.encode(), 60):
+                if not await storage.store.update(key, key.encode(), 60):
                     problems.append((key, "lost"))
                 if failed_at and begun > failed_at + 0.5:
                     recovered.add(key)
             except (exceptions.RedisError, TimeoutError) as error:
                 if is_safe(key):
                     problems.append((key, error))
-                if time.monotonic() - begun > 2 * storage._timeout + 1:
+                if time.monotonic() - begun > 2 * storage.store.timeout + 1:
                     problems.append((key, "took too long", time.monotonic() - begun))
             await asyncio.sleep(0.02)
 
-    await asyncio.gather(*(storage.create(key, key.encode(), 60) for key in KEYS))
+    await asyncio.gather(*(storage.store.create(key, key.encode(), 60) for key in KEYS))
     visitors = asyncio.gather(*map(visitor, KEYS))
     await asyncio.sleep(0.3)
     assert problems == []
@@ -155,7 +157,7 @@ async def run_through_a_failover(
     failed_at = time.monotonic()
     await asyncio.wait_for(visitors, 40)
     assert problems == []
-    reads = await asyncio.gather(*map(storage.read, KEYS))
+    reads = await asyncio.gather(*map(storage.store.read, KEYS))
     assert reads == [key.encode() for key in KEYS]
     await storage.finish()
 
@@ -258,10 +260,10 @@ async def test_tls_with_an_acl_user(tmp_path: Path, protocol: int) -> None:
         storage = RedisStorage(client)
         await check_verbs(storage)
         with pytest.raises(exceptions.NoPermissionError):
-            await storage.read("other")
+            await storage.store.read("other")
         large = b"x" * 500_000
-        await storage.create("key", large, None)
-        assert await asyncio.gather(*(storage.read("key") for _ in range(5))) == [large] * 5
+        await storage.store.create("key", large, None)
+        assert await asyncio.gather(*(storage.store.read("key") for _ in range(5))) == [large] * 5
         await client.aclose()
         stranger: Any = Redis(
             host=HOST,
@@ -271,7 +273,7 @@ async def test_tls_with_an_acl_user(tmp_path: Path, protocol: int) -> None:
             retry=Retry(NoBackoff(), 0),
         )
         with pytest.raises(exceptions.AuthenticationError):
-            await RedisStorage(stranger).read("key")
+            await RedisStorage(stranger).store.read("key")
         await stranger.aclose()
 
 

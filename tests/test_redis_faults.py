@@ -21,8 +21,9 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from aiohttp_session import Session, _redis, get_session, setup
+from aiohttp_session import Session, get_session, setup
 from aiohttp_session.redis_storage import RedisStorage
+from aiohttp_session.stores import _redis_wire
 from benchmarks import servers
 from benchmarks.servers import HOST, Server
 from tests.proxy import Proxy
@@ -63,7 +64,7 @@ def request_of(identity: str) -> web.Request:
 
 async def login(storage: RedisStorage, user: str) -> None:
     """Store the session of a user under an id that is the user's name."""
-    await storage.create(
+    await storage.store.create(
         f"AIOHTTP_SESSION_{user}", b'{"session":{"user":"%s"}}' % user.encode(), None
     )
 
@@ -203,15 +204,17 @@ async def test_a_refused_connection_is_the_clients_error(proxy: Proxy, client: A
     await login(storage, "a")
     await proxy.refuse()
     for verb in (
-        storage.read("k"),
-        storage.create("k", b"1", 1),
-        storage.update("k", b"1", 1),
-        storage.swap("k", b"1", b"2", 1),
-        storage.delete("k"),
+        storage.store.read("k"),
+        storage.store.create("k", b"1", 1),
+        storage.store.update("k", b"1", 1),
+        storage.store.swap("k", b"1", b"2", 1),
+        storage.store.delete("k"),
     ):
         with pytest.raises(exceptions.ConnectionError):
             await verb
-    many = await asyncio.gather(*(storage.read("k") for _ in range(100)), return_exceptions=True)
+    many = await asyncio.gather(
+        *(storage.store.read("k") for _ in range(100)), return_exceptions=True
+    )
     assert {type(error) for error in many} <= {exceptions.ConnectionError}
     await proxy.listen()
     assert (await storage.load_session(request_of("a")))["user"] == "a"
@@ -270,8 +273,8 @@ async def test_an_error_as_a_reply_costs_no_connection(proxy: Proxy) -> None:
     await client.lpush("list", "x")
     storage = RedisStorage(client, timeout=2)
     with pytest.raises(exceptions.ResponseError, match="WRONGTYPE"):
-        await storage.read("list")
-    assert await storage.read("k") is None
+        await storage.store.read("list")
+    assert await storage.store.read("k") is None
     assert proxy.accepted == 1
     await storage.finish()
     await client.aclose()
@@ -294,7 +297,7 @@ async def test_a_reply_that_is_not_redis_is_the_clients_error(
     await login(storage, "a")
     proxy.fake_reply = reply
     with pytest.raises(exceptions.RedisError):
-        await storage.read("k")
+        await storage.store.read("k")
     proxy.fake_reply = None
     assert (await storage.load_session(request_of("a")))["user"] == "a"
 
@@ -317,9 +320,9 @@ async def test_a_reply_too_many_costs_the_connection(proxy: Proxy, client: Any) 
     storage = RedisStorage(client, timeout=2)
     await login(storage, "a")
     proxy.fake_reply = b"$1\r\n1\r\n$1\r\n2\r\n"
-    assert await storage.read("k") == b"1"
+    assert await storage.store.read("k") == b"1"
     proxy.fake_reply = None
-    assert await storage.read("k") is None
+    assert await storage.store.read("k") is None
     assert proxy.accepted == 2
 
 
@@ -328,7 +331,7 @@ async def test_a_loading_server_is_the_clients_error(proxy: Proxy, client: Any) 
     await login(storage, "a")
     proxy.fake_reply = b"-LOADING Redis is loading the dataset in memory\r\n"
     with pytest.raises(exceptions.BusyLoadingError):
-        await storage.read("k")
+        await storage.store.read("k")
     proxy.fake_reply = None
     assert (await storage.load_session(request_of("a")))["user"] == "a"
 
@@ -343,7 +346,7 @@ async def test_a_server_that_never_answers_is_a_timeout(
     proxy.hold()
     expected = TimeoutError, exceptions.TimeoutError
     outcomes = await asyncio.wait_for(
-        asyncio.gather(*(storage.read("k") for _ in range(200)), return_exceptions=True), 5
+        asyncio.gather(*(storage.store.read("k") for _ in range(200)), return_exceptions=True), 5
     )
     assert all(isinstance(outcome, expected) for outcome in outcomes)
     late = asyncio.ensure_future(storage.load_session(request_of("a")))
@@ -362,9 +365,9 @@ async def test_a_first_request_that_is_not_answered_leaves_no_reply_behind(
     await client.mset({"a": b"1", "b": b"2"})  # so that there is a connection
     proxy.hold()
     with pytest.raises(TimeoutError):
-        await storage.read("a")
+        await storage.store.read("a")
     proxy.resume()
-    assert await storage.read("b") == b"2"
+    assert await storage.store.read("b") == b"2"
 
 
 async def test_a_connection_that_went_dead_is_replaced_within_the_timeout(
@@ -386,13 +389,13 @@ async def test_a_connection_that_went_dead_is_replaced_within_the_timeout(
 async def test_lines_that_are_left_lose_nothing(
     client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_redis, "_LINE_AGE", 0)
+    monkeypatch.setattr(_redis_wire, "_LINE_AGE", 0)
     storage = RedisStorage(client, timeout=0.5)
     users = [f"user{i}" for i in range(20)]
     for user in users:
         await login(storage, user)
     lines = set()
-    server = storage._batches.get()
+    server = storage.store._servers.get()
 
     async def visitor(user: str) -> None:
         for _ in range(100):
@@ -410,7 +413,7 @@ async def test_finish_waits_for_replies_that_are_due(proxy: Proxy, client: Any) 
     storage = RedisStorage(client, timeout=2)
     await login(storage, "a")
     proxy.request_delay = 0.05
-    deleted = asyncio.ensure_future(storage.delete("AIOHTTP_SESSION_a"))
+    deleted = asyncio.ensure_future(storage.store.delete("AIOHTTP_SESSION_a"))
     await asyncio.sleep(0)
     await storage.finish()
     assert await client.dbsize() == 0
@@ -423,11 +426,11 @@ async def test_when_all_tasks_are_cancelled_the_storage_can_go_on(
     storage = RedisStorage(client, timeout=2)
     await login(storage, "a")
     proxy.request_delay = 0.05
-    load = storage._batches.get().submit(
-        ("k", _redis.pack(b"GET", b"k"), lambda client, key: client.get(key))
+    load = storage.store._servers.get().submit(
+        ("k", _redis_wire.pack(b"GET", b"k"), lambda client, key: client.get(key))
     )
     await asyncio.sleep(0.01)
-    server = storage._batches.get()
+    server = storage.store._servers.get()
     server._line._task.cancel()
     await asyncio.wait([load])
     assert load.cancelled()

@@ -16,8 +16,9 @@ from redis.backoff import NoBackoff
 from valkey import exceptions as valkey_exceptions
 from valkey.asyncio import Valkey
 
-from aiohttp_session import _redis, redis_storage
+from aiohttp_session import redis_storage
 from aiohttp_session.redis_storage import RedisStorage
+from aiohttp_session.stores import _redis_wire
 from benchmarks.servers import HOST, Server
 from tests.proxy import Proxy
 
@@ -83,24 +84,24 @@ def all_of(client: AnyRedis) -> int:
 async def test_the_verbs_work_with_every_client(client: AnyRedis) -> None:
     storage = RedisStorage(client)
     text = '{"a":"ä"}'.encode()
-    assert await storage.read("k") is None
-    assert await storage.update("k", b"no", None) is False
-    assert await storage.read("k") is None
-    await storage.create("k", text, 100)
-    assert await storage.read("k") == text
-    assert await storage.update("k", b"2", 50) is True
-    assert await storage.swap("k", b"1", b"3", None) is False
-    assert await storage.swap("k", b"2", b"3", 60) is True
-    assert await storage.read("k") == b"3"
-    await storage.delete("k")
-    await storage.delete("k")
-    assert await storage.read("k") is None
-    assert await storage.swap("k", b"3", b"4", None) is False
+    assert await storage.store.read("k") is None
+    assert await storage.store.update("k", b"no", None) is False
+    assert await storage.store.read("k") is None
+    await storage.store.create("k", text, 100)
+    assert await storage.store.read("k") == text
+    assert await storage.store.update("k", b"2", 50) is True
+    assert await storage.store.swap("k", b"1", b"3", None) is False
+    assert await storage.store.swap("k", b"2", b"3", 60) is True
+    assert await storage.store.read("k") == b"3"
+    await storage.store.delete("k")
+    await storage.store.delete("k")
+    assert await storage.store.read("k") is None
+    assert await storage.store.swap("k", b"3", b"4", None) is False
 
 
 async def test_a_clients_own_methods_are_used(redis_server: Server, plain: AnyRedis) -> None:
     client = PrefixedRedis(host=HOST, port=redis_server.port)
-    await RedisStorage(client).create("k", b"1", None)
+    await RedisStorage(client).store.create("k", b"1", None)
     assert await plain.keys("*") == [b"app:k"]
     await client.aclose()
 
@@ -125,20 +126,22 @@ async def test_a_connection_closed_under_its_user_is_asked_again_three_times(
     storage = RedisStorage(client)
     if failures > 3:
         with pytest.raises(kind):
-            await storage.create("k", b"1", None)
+            await storage.store.create("k", b"1", None)
     else:
-        await storage.create("k", b"1", None)
-        assert await storage.read("k") == b"1"
+        await storage.store.create("k", b"1", None)
+        assert await storage.store.read("k") == b"1"
     await client.aclose()
 
 
 async def test_many_at_once_get_their_own(client: AnyRedis) -> None:
     storage = RedisStorage(client)
     keys = [f"key{i}" for i in range(200)]
-    await asyncio.gather(*(storage.create(key, key.encode(), 60) for key in keys))
-    assert await asyncio.gather(*map(storage.read, keys)) == [key.encode() for key in keys]
-    assert all(await asyncio.gather(*(storage.update(k, k[::-1].encode(), 60) for k in keys)))
-    assert await asyncio.gather(*map(storage.read, keys)) == [key[::-1].encode() for key in keys]
+    await asyncio.gather(*(storage.store.create(key, key.encode(), 60) for key in keys))
+    assert await asyncio.gather(*map(storage.store.read, keys)) == [key.encode() for key in keys]
+    assert all(await asyncio.gather(*(storage.store.update(k, k[::-1].encode(), 60) for k in keys)))
+    assert await asyncio.gather(*map(storage.store.read, keys)) == [
+        key[::-1].encode() for key in keys
+    ]
     await storage.finish()
     assert in_use(client) == bool(client.single_connection_client)
 
@@ -149,9 +152,9 @@ async def test_a_record_expires_with_its_ttl(plain: AnyRedis, verb: str, ttl: in
     storage = RedisStorage(plain)
     await plain.set("k", b"1", ex=7)
     if verb == "swap":
-        await storage.swap("k", b"1", b"2", ttl)
+        await storage.store.swap("k", b"1", b"2", ttl)
     else:
-        await getattr(storage, verb)("k", b"2", ttl)
+        await getattr(storage.store, verb)("k", b"2", ttl)
     assert await plain.get("k") == b"2"
     assert await plain.ttl("k") == (-1 if ttl is None else ttl)
 
@@ -159,7 +162,7 @@ async def test_a_record_expires_with_its_ttl(plain: AnyRedis, verb: str, ttl: in
 async def test_requests_share_few_connections(plain: AnyRedis) -> None:
     storage = RedisStorage(plain)
     for _ in range(3):
-        await asyncio.gather(*(storage.read(f"key{i}") for i in range(1000)))
+        await asyncio.gather(*(storage.store.read(f"key{i}") for i in range(1000)))
     assert 1 < all_of(plain) <= 5
     await storage.finish()
     assert in_use(plain) == 0
@@ -180,12 +183,12 @@ async def test_requests_of_one_turn_travel_in_one_write(
     monkeypatch.setattr(plain.connection_pool, "get_connection", count)
 
     async def read() -> None:
-        await storage.read("a")
+        await storage.store.read("a")
 
     await asyncio.gather(
         *(read() for _ in range(20)),
-        *(storage.create(f"b{i}", b"x", None) for i in range(20)),
-        storage.delete("c"),
+        *(storage.store.create(f"b{i}", b"x", None) for i in range(20)),
+        storage.store.delete("c"),
     )
     assert acquired == 1
 
@@ -196,42 +199,42 @@ async def test_the_load_of_a_large_session_holds_up_no_other(redis_server: Serve
         client = Redis(host=HOST, port=proxy.port)
         storage = RedisStorage(client)
         await client.set("large", large)  # as another process would
-        await storage.create("small", b"1", 60)
-        assert await storage.read("large") == large  # from now on it is known to be large
-        await asyncio.gather(*(storage.read("small") for _ in range(200)))
+        await storage.store.create("small", b"1", 60)
+        assert await storage.store.read("large") == large  # from now on it is known to be large
+        await asyncio.gather(*(storage.store.read("small") for _ in range(200)))
         proxy.fragment, proxy.reply_delay = 2000, 0.005
-        slow = asyncio.ensure_future(storage.read("large"))
-        assert await asyncio.wait_for(storage.read("small"), 5) == b"1"
+        slow = asyncio.ensure_future(storage.store.read("large"))
+        assert await asyncio.wait_for(storage.store.read("small"), 5) == b"1"
         assert not slow.done()
         proxy.fragment, proxy.reply_delay = 2**16, 0
         assert await slow == large
-        await storage.delete("large")
-        assert await storage.read("large") is None
-        assert storage._batches.get()._large == {}
+        await storage.store.delete("large")
+        assert await storage.store.read("large") is None
+        assert storage.store._servers.get()._large == {}
         await client.aclose()
 
 
 async def test_the_sizes_of_large_sessions_are_kept_within_bounds(
     plain: AnyRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_redis, "_LARGE_KEPT", 2)
+    monkeypatch.setattr(_redis_wire, "_LARGE_KEPT", 2)
     storage = RedisStorage(plain)
     for key in "abc":
-        await storage.create(key, b"x" * 40_000, None)
-        await storage.read(key)
-    assert list(storage._batches.get()._large) == ["b", "c"]
+        await storage.store.create(key, b"x" * 40_000, None)
+        await storage.store.read(key)
+    assert list(storage.store._servers.get()._large) == ["b", "c"]
 
 
 async def test_a_session_that_is_written_is_known_to_be_large_or_small(plain: AnyRedis) -> None:
     storage = RedisStorage(plain)
-    server = storage._batches.get()
+    server = storage.store._servers.get()
     for _ in range(2):  # at first without the line
-        await storage.create("k", b"x" * 40_000, None)
+        await storage.store.create("k", b"x" * 40_000, None)
         assert server._large == {"k": 40_000}
-        assert await storage.read("k") == b"x" * 40_000
-        await storage.update("k", b"small", None)
+        assert await storage.store.read("k") == b"x" * 40_000
+        await storage.store.update("k", b"small", None)
         assert server._large == {}
-        assert await storage.read("k") == b"small"
+        assert await storage.store.read("k") == b"small"
     await storage.finish()
 
 
@@ -239,10 +242,10 @@ async def test_a_session_that_another_process_made_small_is_known_to_be_small(
     plain: AnyRedis,
 ) -> None:
     storage = RedisStorage(plain)
-    await storage.create("k", b"x" * 40_000, None)
+    await storage.store.create("k", b"x" * 40_000, None)
     await plain.set("k", b"small")
-    assert await storage.read("k") == b"small"
-    assert storage._batches.get()._large == {}
+    assert await storage.store.read("k") == b"small"
+    assert storage.store._servers.get()._large == {}
     await storage.finish()
 
 
@@ -251,10 +254,10 @@ async def test_a_record_of_another_type_harms_only_its_own_request(client: AnyRe
     await client.lpush("list", "x")
     await client.set("k", b"1")
     results = await asyncio.gather(
-        storage.read("k"),
-        storage.read("list"),
-        storage.swap("list", b"1", b"2", None),
-        storage.read("k"),
+        storage.store.read("k"),
+        storage.store.read("list"),
+        storage.store.swap("list", b"1", b"2", None),
+        storage.store.read("k"),
         return_exceptions=True,
     )
     assert [results[0], results[3]] == [b"1", b"1"]
@@ -278,10 +281,10 @@ async def test_refused_saves_harm_no_loads(
     await plain.config_set(setting, value)
     try:
         results = await asyncio.gather(
-            storage.read("k"),
-            storage.update("k", b"2", None),
-            storage.create("l", b"2", None),
-            storage.read("k"),
+            storage.store.read("k"),
+            storage.store.update("k", b"2", None),
+            storage.store.create("l", b"2", None),
+            storage.store.read("k"),
             return_exceptions=True,
         )
     finally:
@@ -289,20 +292,20 @@ async def test_refused_saves_harm_no_loads(
     assert [results[0], results[3]] == [b"1", b"1"]
     assert isinstance(results[1], kind)
     assert isinstance(results[2], kind)
-    assert await storage.update("k", b"2", None) is True
+    assert await storage.store.update("k", b"2", None) is True
 
 
 async def test_a_replica_refuses_saves_with_the_clients_error(plain: AnyRedis) -> None:
     storage = RedisStorage(plain)
-    await storage.read("k")
+    await storage.store.read("k")
     await plain.replicaof(HOST, "1")
     try:
         with pytest.raises(exceptions.ReadOnlyError):
-            await storage.create("k", b"1", None)
-        assert await storage.read("k") is None
+            await storage.store.create("k", b"1", None)
+        assert await storage.store.read("k") is None
     finally:
         await plain.replicaof("NO", "ONE")
-    await storage.create("k", b"1", None)
+    await storage.store.create("k", b"1", None)
 
 
 async def test_a_user_may_be_allowed_little(plain: AnyRedis, redis_server: Server) -> None:
@@ -311,11 +314,11 @@ async def test_a_user_may_be_allowed_little(plain: AnyRedis, redis_server: Serve
     )
     client = Redis(host=HOST, port=redis_server.port, username="web", password="secret")
     storage = RedisStorage(client)
-    await storage.create("S_1", b"1", 60)
+    await storage.store.create("S_1", b"1", 60)
     results = await asyncio.gather(
-        storage.read("S_1"),
-        storage.read("other"),
-        storage.swap("S_1", b"1", b"2", None),
+        storage.store.read("S_1"),
+        storage.store.read("other"),
+        storage.store.swap("S_1", b"1", b"2", None),
         return_exceptions=True,
     )
     assert results[0] == b"1"
@@ -334,7 +337,7 @@ async def test_a_wrong_password_is_the_clients_error(plain: AnyRedis, redis_serv
         retry=Retry(NoBackoff(), 0),
     )
     with pytest.raises(exceptions.AuthenticationError):
-        await RedisStorage(client).read("k")
+        await RedisStorage(client).store.read("k")
     await client.aclose()
 
 
@@ -343,9 +346,9 @@ async def test_too_many_connections_are_the_clients_error(redis_server: Server) 
     storage = RedisStorage(client)
     connection = await client.connection_pool.get_connection()
     with pytest.raises(exceptions.ConnectionError, match="Too many connections"):
-        await storage.read("k")
+        await storage.store.read("k")
     await client.connection_pool.release(connection)
-    assert await storage.read("k") is None
+    assert await storage.store.read("k") is None
     await client.aclose()
 
 
@@ -354,8 +357,8 @@ def test_one_storage_serves_one_loop_after_another(redis_server: Server) -> None
     storage = RedisStorage(client)
 
     async def work(text: bytes) -> None:
-        await storage.create("k", text, 60)
-        reads = await asyncio.gather(*(storage.read("k") for _ in range(100)))
+        await storage.store.create("k", text, 60)
+        reads = await asyncio.gather(*(storage.store.read("k") for _ in range(100)))
         assert set(reads) == {text}
         await storage.finish()
 
@@ -379,9 +382,9 @@ def test_one_storage_serves_several_threads(
     async def work(number: int) -> None:
         async def user(i: int) -> None:
             key, text = f"{number}-{i}", f"{number}:{i}".encode()
-            await storage.create(key, text, 60)
+            await storage.store.create(key, text, 60)
             for _ in range(20):
-                assert await storage.read(key) == text
+                assert await storage.store.read(key) == text
 
         await asyncio.gather(*map(user, range(10)))
         await storage.finish()

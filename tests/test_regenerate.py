@@ -101,13 +101,13 @@ async def test_it_brings_back_no_session_that_was_logged_out_meanwhile(
     await browser.set(user="ann")
     other = Browser(storage, browser.cookie)
     created: list[str] = []
-    create = storage.create
+    create = storage.store.create
 
     async def noted(key: str, payload: bytes, ttl: int | None) -> None:
         created.append(key)
         await create(key, payload, ttl)
 
-    monkeypatch.setattr(storage, "create", noted)
+    monkeypatch.setattr(storage.store, "create", noted)
 
     async def slow(request: web.Request) -> web.Response:
         (await get_session(request)).regenerate_id()
@@ -117,7 +117,7 @@ async def test_it_brings_back_no_session_that_was_logged_out_meanwhile(
     response = await browser.visit(slow)
     assert not response.cookies
     assert (await browser.load()).new
-    assert [await storage.read(key) for key in created] == [None]
+    assert [await storage.store.read(key) for key in created] == [None]
 
 
 async def test_the_old_id_never_leads_to_what_was_set_with_it(
@@ -129,14 +129,14 @@ async def test_the_old_id_never_leads_to_what_was_set_with_it(
     assert browser.cookie is not None
     old_key = storage._key(browser.cookie)
     written: list[bytes] = []
-    update = storage.update
+    update = storage.store.update
 
     async def noted(key: str, payload: bytes, ttl: int | None) -> bool:
         assert key == old_key
         written.append(payload)
         return await update(key, payload, ttl)
 
-    monkeypatch.setattr(storage, "update", noted)
+    monkeypatch.setattr(storage.store, "update", noted)
 
     def log_in(session: Session) -> None:
         session["user"] = "ann"

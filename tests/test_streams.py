@@ -417,7 +417,7 @@ async def test_a_save_that_fails_before_the_headers_sets_no_cookie(
     with contextlib.suppress(ClientError):  # what the client sees is aiohttp's
         (await client.get("/stream")).close()
     assert cookie_of(client) is None
-    assert len(storage) == 0
+    assert len(storage.store) == 0
 
 
 async def test_a_stream_of_a_sub_application(

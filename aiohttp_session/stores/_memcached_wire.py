@@ -10,8 +10,9 @@ from weakref import ref
 
 from aiomcache import ClientException
 
-from ._batch import _duplicate
-from ._core import read_values
+from aiohttp_session._core import read_values
+
+from .batch import _duplicate
 
 _CLOGGED = 64 * 1024  # bytes under way on a connection, beyond which others take another
 _KEYS_LIMIT = 64  # keys in one command

@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, TypeAlias
 
-from ._batch import Batch, Entry
-from ._core import read_replies
+from aiohttp_session._core import read_replies
+
+from .batch import Batch, Entry
 
 _LARGE = 32 * 1024  # bytes: what does not travel with others
 _LARGE_KEPT = 1000  # keys

@@ -1,0 +1,50 @@
+"""Where server storages keep their records: stores, and what may stand in front of one."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Awaitable
+
+
+class UnsettledError(ConnectionError):
+    """A write was either done or will never be: which of them could not be found out.
+
+    A store raises it only if the write can't be done any later. The storage then looks at the
+    record to see what became of it.
+    """
+
+
+class Store(abc.ABC):
+    """A store of records: bytes under a key, which live for a number of seconds.
+
+    Keys are printable ASCII without spaces, and at most 250 bytes. A TTL is in whole seconds, at
+    least 1; None is for ever. Each operation is done at once, as other clients of the store see
+    it. It is done once, or has failed when it raises; a write of which that isn't sure raises
+    `UnsettledError`, or what else the store's client raises.
+    """
+
+    timeout: float | None = None
+    """Seconds after which an operation fails with TimeoutError; None if it always ends soon."""
+
+    @abc.abstractmethod
+    def read(self, key: str) -> Awaitable[bytes | None]:
+        """Return the record under a key, or None if there is none."""
+
+    @abc.abstractmethod
+    async def create(self, key: str, payload: bytes, ttl: int | None) -> None:
+        """Store a record under a key, whether or not there is one."""
+
+    @abc.abstractmethod
+    async def update(self, key: str, payload: bytes, ttl: int | None) -> bool:
+        """Replace a record; return False, and do nothing, if there is none."""
+
+    @abc.abstractmethod
+    async def swap(self, key: str, expected: bytes, payload: bytes, ttl: int | None) -> bool:
+        """Replace a record if it still is the expected one; return whether it was."""
+
+    @abc.abstractmethod
+    async def delete(self, key: str) -> None:
+        """Delete a record, if there is one."""
+
+    async def finish(self) -> None:  # noqa: B027 - most have nothing to finish
+        """Wait for what is under way in this event loop, and let go of its connections."""
