@@ -63,6 +63,8 @@ class LifecycleStorage(AbstractStorage):
             max_age = data.get("max_age", self.max_age)
             session = Session(identity, data=data, new=False, max_age=max_age)
             issued = data.get("issued")
+            # Over by its age: what comes next is another session.
+            session._renew = session.empty and bool(data.get("session"))
         if sealed_at is not None and session.max_age is not None:
             idle = int(time.time()) - sealed_at
             if not -_CLOCK_SKEW <= idle <= session.max_age:

@@ -78,7 +78,7 @@ async def server_storages(
 
 async def stored(storage: ServerStorage, identity: str) -> bytes | None:
     """Return the record of an id."""
-    return await storage.store.read(storage._key(identity))
+    return await storage.store.read(storage._keys.get(identity))
 
 
 @pytest.fixture(params=["memory", "redis", "memcached"])
