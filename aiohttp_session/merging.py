@@ -12,10 +12,12 @@ class Record(NamedTuple):
 
     items: dict[str, Any]
     max_age: int | None
+    owner: str | None
+    listed: int | None
 
 
 class Changes:
-    """The keys that a request set and deleted.
+    """What a request set and deleted.
 
     :param before: the record that its session was made of.
     """
@@ -33,5 +35,8 @@ class Changes:
         """Have a session hold what a newer record does, with these changes."""
         kept = {name: item for name, item in newer.items.items() if name not in self._deleted}
         session._mapping = {**kept, **self._set}
+        if session._owner == self._before.owner:
+            session._owner = newer.owner
+            session._listed = None if newer.owner is None else (newer.owner, newer.listed)
         if session.max_age == self._before.max_age:
             session.max_age = newer.max_age

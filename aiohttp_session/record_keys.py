@@ -34,11 +34,7 @@ class RecordKeys:
 
     def find(self, identity: str) -> str | None:
         """Return the key of a session id; None for a text that can't be one, in any store."""
-        if len(identity) >= _LIMIT - len(self._name) or not identity.isascii():
-            return None
-        if quote(identity) != identity and (  # hardly ever; quote is the fastest of these checks
-            not identity.isprintable() or " " in identity or "../" in identity or identity == ""
-        ):
+        if not self.is_possible(identity):
             return None
         if self._hashed:
             identity = hashlib.sha256(identity.encode("ascii")).hexdigest()
@@ -59,6 +55,27 @@ class RecordKeys:
                 "sessions; see key_factory"
             )
         return key
+
+    def tail(self, identity: object) -> str:
+        """Return what follows the cookie's name in the key of a session id."""
+        return self.get(identity)[len(self._name) + 1 :]
+
+    def at(self, tail: str) -> str:
+        """Return the key with this tail."""
+        return f"{self._name}_{tail}"
+
+    def of_owner(self, owner: str) -> str:
+        """Return the key of the index of a user's sessions."""
+        digest = hashlib.sha256(owner.encode("utf-8", "surrogatepass")).hexdigest()
+        return f"{self._name}@{digest}"
+
+    def is_possible(self, tail: str) -> bool:
+        """Tell whether a text can be part of a key, in any store."""
+        if len(tail) >= _LIMIT - len(self._name) or not tail.isascii():
+            return False
+        return quote(tail) == tail or (  # hardly ever; quote is the fastest of these checks
+            tail.isprintable() and " " not in tail and "../" not in tail and tail != ""
+        )
 
     def overlaps(self, other: RecordKeys) -> bool:
         """Tell whether an id of one may look like a key of the other."""

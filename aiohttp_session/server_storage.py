@@ -5,28 +5,26 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from asyncio import Lock, sleep
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from asyncio import sleep
+from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
-from weakref import WeakValueDictionary
 
 from aiohttp import web
 
 from . import settling
 from ._core import Session
-from .lifecycle import LifecycleOptions, LifecycleStorage
+from .lifecycle import LifecycleOptions
 from .log import log
 from .merging import Changes, Record
-from .record_keys import RecordKeys, random_id
-from .settling import MARK_TTL, MOVED, is_ended
+from .owned_sessions import OwnedSessions, Save
+from .record_keys import random_id
+from .settling import MARK_TTL, MOVED, ConflictError, is_ended
 from .stores import Store, UnsettledError
-from .stores.per_loop import PerLoop
-from .time_limit import time_limit
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
 
 _ATTEMPTS = 100
 _EMPTIED = b"{}"
@@ -42,13 +40,10 @@ class ServerOptions(LifecycleOptions, total=False):
     key_factory: Callable[[], str]
     hash_ids: bool
     on_conflict: Literal["overwrite", "merge"]
+    max_per_owner: int | None
 
 
-class ConflictError(RuntimeError):
-    """A session could not be merged, because other requests kept changing its record."""
-
-
-class ServerStorage(LifecycleStorage):
+class ServerStorage(OwnedSessions):
     """A storage that keeps sessions in a store, and their ids in the cookie.
 
     :param store: where records are kept, under ``cookie_name + "_" + id``.
@@ -59,6 +54,9 @@ class ServerStorage(LifecycleStorage):
     :param on_conflict: what a save does when another request changed the record after it was
         loaded here: ``"overwrite"`` replaces it; ``"merge"`` applies the keys that were set and
         deleted here to the newer record.
+    :param max_per_owner: how many sessions one user (`Session.owner`) may have at a time: a log-in
+        beyond it ends the oldest. By default any number.
+    :raises ValueError: if max_per_owner is not positive.
 
     A save is one of six operations, by what is known of the session:
 
@@ -88,17 +86,14 @@ class ServerStorage(LifecycleStorage):
         key_factory: Callable[[], str] = random_id,
         hash_ids: bool = False,
         on_conflict: Literal["overwrite", "merge"] = "overwrite",
+        max_per_owner: int | None = None,
         **options: Unpack[LifecycleOptions],
     ) -> None:
-        super().__init__(**options)
-        self.store = store
+        super().__init__(store, hash_ids=hash_ids, max_per_owner=max_per_owner, **options)
         if on_conflict not in {"overwrite", "merge"}:
             raise ValueError(f"on_conflict must be 'overwrite' or 'merge', not {on_conflict!r}")
         self._key_factory = key_factory
         self._on_conflict = on_conflict
-        # Of the keys that requests of this process are merging: they need not fight each other.
-        self._merges: PerLoop[WeakValueDictionary[str, Lock]] = PerLoop(WeakValueDictionary)
-        self._keys = RecordKeys(self.cookie_name, hashed=hash_ids)
 
     async def finish(self) -> None:
         """Wait for saves that were begun by requests that have since been cancelled."""
@@ -130,13 +125,21 @@ class ServerStorage(LifecycleStorage):
 
     async def _store(self, session: Session) -> bool:
         """Make the store agree with a session; return whether its cookie is to be set."""
-        stored = await self._decide(session)(session, session._record or b"")
+        return await self._save_by(self._decide(session), session)
+
+    async def _save_by(self, save: Save, session: Session) -> bool:
+        record = session._record or b""
+        if session._owner is None and session._listed is None:
+            stored = await save(session, record)
+        else:
+            async with self._limit(monotonic()):
+                stored = await self._save_listed(save, session, record)
         if session._changed and not stored:
             # Its cookie stays as it is: it may lead to the session's new id by now.
             log.warning("A session was deleted while a request used it; its changes are dropped")
         return stored
 
-    def _decide(self, session: Session) -> Callable[[Session, bytes], Awaitable[bool]]:
+    def _decide(self, session: Session) -> Save:
         """Choose the operation that saves a session: the table in the class's docstring."""
         has_record = session._record is not None
         if has_record and not session._renew and self._on_conflict == "merge":
@@ -155,12 +158,10 @@ class ServerStorage(LifecycleStorage):
     async def _create(self, session: Session, _: bytes) -> bool:
         since = monotonic()
         old = session.identity
-        payload, ttl = self._make_payload(session), self._ttl(session)
         if old is None or session._renew:
-            identity = await self._create_anew(payload, ttl, since)
+            identity, payload = await self._create_anew(session, since)
         else:
-            identity = old
-            await self.store.create(self._keys.get(identity), payload, ttl)
+            identity, payload = old, await self._write_new(session, old)
         if others := [i for i in (session._replaces, old) if i not in {None, identity}]:
             async with self._limit(since):
                 await self._delete(*others)
@@ -236,8 +237,7 @@ class ServerStorage(LifecycleStorage):
             for attempt in range(_ATTEMPTS):
                 if session.empty:  # by what others did meanwhile
                     return await self._end(session, record)
-                payload, ttl = self._make_payload(session), self._ttl(session)
-                identity = await self._create_anew(payload, ttl, since)
+                identity, payload = await self._create_anew(session, since)
                 key = self._keys.get(identity)
                 mark = b'%b"%b"}' % (MOVED, hashlib.sha256(key.encode()).hexdigest().encode())
                 if merges:
@@ -260,17 +260,24 @@ class ServerStorage(LifecycleStorage):
 
     # What they are made of.
 
-    async def _create_anew(self, payload: bytes, ttl: int | None, since: float) -> str:
-        """Store a record under a new id, and return that."""
+    async def _create_anew(self, session: Session, since: float) -> tuple[str, bytes]:
+        """Store a session under a new id; return that, and the record."""
         identity = self._key_factory()
         try:
-            await self.store.create(self._keys.get(identity), payload, ttl)
+            return identity, await self._write_new(session, identity)
         except ConnectionError:
             # Whatever becomes of that one, nobody will ever know its id.
             identity = self._key_factory()
             async with self._limit(since):
-                await self.store.create(self._keys.get(identity), payload, ttl)
-        return identity
+                return identity, await self._write_new(session, identity)
+
+    async def _write_new(self, session: Session, identity: Any) -> bytes:
+        key = self._keys.get(identity)
+        if session._owner is not None:
+            await self._enter(session, identity)
+        payload = self._make_payload(session)
+        await self.store.create(key, payload, self._ttl(session))
+        return payload
 
     async def _delete_marked(self, key: str) -> None:
         try:
@@ -292,16 +299,10 @@ class ServerStorage(LifecycleStorage):
         session._identity, session._record = identity, payload
         session._renew, session._replaces = False, None
 
-    def _limit(self, since: float) -> AbstractAsyncContextManager[None]:
-        return time_limit(self.store.timeout, since)
-
-    def _turn(self, key: str) -> Lock:
-        """Return what the requests of this process take turns with."""
-        return self._merges.get().setdefault(key, Lock())
-
     def _read_record(self, record: bytes) -> Record:
         data = self._read_payload(record) or {}
-        return Record(dict(data.get("session") or {}), data.get("max_age", self.max_age))
+        items, max_age = dict(data.get("session") or {}), data.get("max_age", self.max_age)
+        return Record(items, max_age, data.get("owner"), data.get("listed"))
 
     def _ttl(self, session: Session) -> int | None:
         left = self._time_left(session)
@@ -309,7 +310,7 @@ class ServerStorage(LifecycleStorage):
 
     async def _save_late(self, session: Session) -> None:
         if session._record is None:
-            await self._delete(session._replaces, session.identity)
+            await self._save_by(self._end, session)
             if not session.empty:
                 await super()._save_late(session)
             return

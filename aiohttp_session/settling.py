@@ -13,6 +13,10 @@ MOVED = b'{"moved":'
 """How the mark begins that stays under the former id of a session; nothing follows it."""
 
 
+class ConflictError(RuntimeError):
+    """A session could not be saved, because other requests kept changing its record."""
+
+
 def is_ended(record: bytes | None) -> bool:
     """Tell whether a session is no longer where this record is, or was."""
     return record is None or record.startswith(MOVED)
@@ -38,10 +42,11 @@ async def settle(
 
 
 async def swap(
-    store: Store, key: str, record: bytes, payload: bytes, ttl: int | None
+    store: Store, key: str, record: bytes | None, payload: bytes, ttl: int | None
 ) -> bytes | None:
     """Replace a record if it has not changed.
 
+    :param record: None if there was none.
     :return: the very payload if that is there now; else the record that is; None if the session
         was ended meanwhile.
     :raises UnsettledError: if that can't be told.

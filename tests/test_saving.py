@@ -100,7 +100,7 @@ class Unsettled(MemoryStore):
         done: bool = await self._do("update", lambda: MemoryStore.update(self, key, payload, ttl))
         return done
 
-    async def swap(self, key: str, expected: bytes, payload: bytes, ttl: int | None) -> bool:
+    async def swap(self, key: str, expected: bytes | None, payload: bytes, ttl: int | None) -> bool:
         done: bool = await self._do(
             "swap", lambda: MemoryStore.swap(self, key, expected, payload, ttl)
         )

@@ -39,8 +39,11 @@ class Store(abc.ABC):
         """Replace a record; return False, and do nothing, if there is none."""
 
     @abc.abstractmethod
-    async def swap(self, key: str, expected: bytes, payload: bytes, ttl: int | None) -> bool:
-        """Replace a record if it still is the expected one; return whether it was."""
+    async def swap(self, key: str, expected: bytes | None, payload: bytes, ttl: int | None) -> bool:
+        """Replace a record if it still is the expected one; return whether it was.
+
+        :param expected: None to store it only if there is no record.
+        """
 
     @abc.abstractmethod
     async def delete(self, key: str) -> None:

@@ -20,6 +20,7 @@ _LINE_LIMIT = 2048  # bytes: a longer line is no reply of memcached's
 _ERRORS = (b"SERVER_ERROR ", b"CLIENT_ERROR ", b"ERROR")
 _OUTCOMES = {
     b"set": {b"STORED": True},
+    b"add": {b"STORED": True, b"NOT_STORED": False},
     b"replace": {b"STORED": True, b"NOT_STORED": False},
     b"cas": {b"STORED": True, b"EXISTS": False, b"NOT_FOUND": False},
     b"delete": {b"DELETED": True, b"NOT_FOUND": False},

@@ -20,7 +20,7 @@ from .per_loop import PerLoop
 _RELATIVE_LIMIT = 30 * 24 * 60 * 60  # seconds: memcached takes a longer expiry for a Unix time
 _KEY_LIMIT = 250  # bytes
 _MAX_CONNECTIONS = 4
-_CALLS = frozenset(("get", "gets", "set", "replace", "cas", "delete"))
+_CALLS = frozenset(("get", "gets", "set", "add", "replace", "cas", "delete"))
 
 
 class MemcachedStore(Store):
@@ -61,9 +61,11 @@ class MemcachedStore(Store):
         """Replace a record; return False, and do nothing, if there is none."""
         return await self._link().store(b"replace", _encode(key), payload, _expiry(ttl))
 
-    async def swap(self, key: str, expected: bytes, payload: bytes, ttl: int | None) -> bool:
+    async def swap(self, key: str, expected: bytes | None, payload: bytes, ttl: int | None) -> bool:
         """Replace a record if it still is the expected one; return whether it was, atomically."""
         name = _encode(key)
+        if expected is None:
+            return await self._link().store(b"add", name, payload, _expiry(ttl))
         record, token = await self._link().gets(name)
         if record != expected:
             return False

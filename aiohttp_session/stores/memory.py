@@ -40,7 +40,7 @@ class MemoryStore(Store):
         self._put(key, payload, ttl)
         return True
 
-    async def swap(self, key: str, expected: bytes, payload: bytes, ttl: int | None) -> bool:
+    async def swap(self, key: str, expected: bytes | None, payload: bytes, ttl: int | None) -> bool:
         """Replace a record if it still is the expected one."""
         # Atomic: nothing here gives up control to another task.
         if self._get(key) != expected:

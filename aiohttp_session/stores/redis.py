@@ -61,12 +61,16 @@ class RedisStore(Store):
         operation: Operation = (
             key,
             pack(b"SET", key.encode(), payload, *expiry, *condition),
-            lambda client, key: client.set(key, payload, ex=ttl, xx=bool(condition)),
+            lambda client, key: client.set(
+                key, payload, ex=ttl, xx=condition == (b"XX",), nx=condition == (b"NX",)
+            ),
         )
         return bool(await self._servers.get().submit(operation, len(payload)))
 
-    async def swap(self, key: str, expected: bytes, payload: bytes, ttl: int | None) -> bool:
+    async def swap(self, key: str, expected: bytes | None, payload: bytes, ttl: int | None) -> bool:
         """Replace a record if it still is the expected one; return whether it was, atomically."""
+        if expected is None:
+            return await self._set(key, payload, ttl, (b"NX",))
         arguments = (key.encode(), expected, payload, b"" if ttl is None else b"%d" % ttl)
         operation: Operation = (
             key,
