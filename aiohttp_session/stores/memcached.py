@@ -75,6 +75,15 @@ class MemcachedStore(Store):
         """Delete a record, if there is one."""
         await self._link().delete(_encode(key))
 
+    def describe(self) -> dict[str, str | int]:
+        """Say what the store is, and where."""
+        attributes: dict[str, str | int] = {"db.system.name": "memcached"}
+        pool = getattr(self._client, "_pool", None)
+        host, port = getattr(pool, "_host", None), getattr(pool, "_port", None)
+        if host is not None and port is not None:
+            attributes |= {"server.address": str(host), "server.port": int(port)}
+        return attributes
+
     async def finish(self) -> None:
         """Wait for what is under way in this event loop, and close its connections."""
         await self._link().finish()

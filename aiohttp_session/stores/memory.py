@@ -25,6 +25,10 @@ class MemoryStore(Store):
     def __bool__(self) -> bool:
         return True
 
+    def describe(self) -> dict[str, str | int]:
+        """Say what the store is."""
+        return {"db.system.name": "memory"}
+
     async def read(self, key: str) -> bytes | None:
         """Return the record under a key, unless it has expired."""
         return self._get(key)

@@ -85,6 +85,18 @@ class RedisStore(Store):
         operation: Operation = (key, pack(b"DEL", key.encode()), _delete)
         await self._servers.get().submit(operation)
 
+    def describe(self) -> dict[str, str | int]:
+        """Say what the store is, and where, unless there are several servers."""
+        attributes: dict[str, str | int] = {"db.system.name": "redis"}
+        pool = getattr(self._client, "connection_pool", None)
+        options = getattr(pool, "connection_kwargs", {})
+        address = options.get("path") or options.get("host")
+        if address is not None:
+            attributes["server.address"] = str(address)
+            if options.get("path") is None:
+                attributes["server.port"] = int(options.get("port") or 6379)
+        return attributes
+
     async def finish(self) -> None:
         """Wait for what is under way in this event loop, and give its connections back."""
         await self._servers.get().finish()
