@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import os
 import sys
@@ -15,6 +16,7 @@ from hypothesis import HealthCheck, settings
 from aiohttp_session import _cookies_py, _payload_py, _replies_py, _session_py
 from benchmarks import servers
 from tests.proxy import Proxy
+from tests.waiting import LoopClock
 
 _TWINS = {
     "_cookies_c": _cookies_py,
@@ -132,4 +134,13 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(time, "time", clock)
+    return clock
+
+
+@pytest.fixture
+async def loop_clock(monkeypatch: pytest.MonkeyPatch) -> LoopClock:
+    """The clock of this test's event loop, which the time limits go by."""
+    loop = asyncio.get_running_loop()
+    clock = LoopClock(loop)
+    monkeypatch.setattr(loop, "time", clock)
     return clock
