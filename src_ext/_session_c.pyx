@@ -1,6 +1,14 @@
 # cython: language_level=3, binding=False, autotestdict=False
 # cython: embedsignature=True, embedsignature.format=clinic
-"""The session, compiled: an extension type. What subclasses may override is `_session_py`'s way."""
+"""The session, compiled: an extension type. What subclasses may override is `_session_py`'s way.
+
+A key's ``__eq__`` or a value's ``__del__`` may call any method of the session in the middle of
+another one, and so free its contents: whoever hands them to CPython holds them in a local first.
+
+It relies on the GIL, and does not declare itself ``freethreading_compatible``: a free-threaded
+interpreter switches the GIL on when it is imported. Two threads that share a session would
+otherwise meet in its C attributes, and in dicts that are walked without a lock.
+"""
 
 import copyreg
 import time
@@ -79,8 +87,8 @@ cdef class Session:
         if type(stored) is dict:
             self._contents = PyDict_Copy(stored)
         else:
-            self._contents = {}
-            self._contents.update(stored or ())
+            contents = self._contents = {}
+            contents.update(stored or ())
         self._changed = False
         self._identity = None if emptied else identity
         self._new = new or emptied
@@ -89,9 +97,11 @@ cdef class Session:
         self._fingerprint = _take_fingerprint(self._contents)
 
     def __repr__(self):
+        contents = self._contents
         return (
-            f"<{type(self).__name__} [new:{(<object>self).new}, changed:{self._changed}, "
-            f"created:{(<object>self).created}] {self._contents!r}>"
+            f"<{type(self).__name__} [new:{(<object>self).new}, "
+            f"changed:{(<object>self)._changed}, "
+            f"created:{(<object>self).created}] {contents!r}>"
         )
 
     @classmethod
@@ -127,7 +137,8 @@ cdef class Session:
     @property
     def empty(self):
         """Whether the session holds nothing, and is nobody's."""
-        return not self._contents and self._owner is None
+        contents = self._contents
+        return not contents and self._owner is None
 
     @property
     def owner(self):
@@ -189,36 +200,44 @@ cdef class Session:
         self._identity = identity
 
     def __len__(self):
-        return len(self._contents)
+        contents = self._contents
+        return len(contents)
 
     def __iter__(self):
-        return iter(self._contents)
+        contents = self._contents
+        return iter(contents)
 
     def __contains__(self, key):
-        return key in self._contents
+        contents = self._contents
+        return key in contents
 
     def __getitem__(self, key):
-        return self._hand_out(self._contents[key])
+        contents = self._contents
+        return self._hand_out(contents[key])
 
     def __setitem__(self, key, value):
-        self._contents[key] = value
+        contents = self._contents
+        contents[key] = value
         self._note_change()
 
     def __delitem__(self, key):
-        del self._contents[key]
+        contents = self._contents
+        del contents[key]
         self._note_change()
 
     def __eq__(self, other):
-        if type(self) is Session and type(self._contents) is dict:
-            contents = (<Session>other)._contents if type(other) is Session else other
-            if type(contents) is dict:
-                return self._contents == contents
+        contents = self._contents
+        if type(self) is Session and type(contents) is dict:
+            others = (<Session>other)._contents if type(other) is Session else other
+            if type(others) is dict:
+                return contents == others
         return Mapping.__eq__(self, other)
 
     def get(self, key, default=None):
         """Return the value of a key, or the default if there is none."""
+        contents = self._contents
         if self._is_simple():
-            return self._hand_out(_get(<dict>self._contents, key, default))
+            return self._hand_out(_get(<dict>contents, key, default))
         return MutableMapping.get(self, key, default)
 
     @cython.binding(True)  # or inspect could not show the default
@@ -227,9 +246,10 @@ cdef class Session:
 
         :raises KeyError: if there is neither.
         """
+        contents = self._contents
         if not self._is_simple():
             return MutableMapping.pop(self, key, default)
-        value = _get(<dict>self._contents, key, _MISSING)
+        value = _get(<dict>contents, key, _MISSING)
         if value is not _MISSING:
             self._take_fingerprint()
             del self[key]
@@ -247,27 +267,33 @@ cdef class Session:
 
     def clear(self):
         """Empty the session. It is nobody's then, and its record is deleted."""
+        contents = self._contents
         if not self._is_simple():
             MutableMapping.clear(self)
-        elif self._contents:
-            (<dict>self._contents).clear()
+        elif contents:
+            (<dict>contents).clear()
             self._note_change()
+            self.clear()  # of what the end of a value has set
         (<object>self).owner = None
 
     def update(self, other=(), /, **kwds):
         """Set the keys of a mapping, or of an iterable of pairs, and those given by name."""
         if not kwds and type(other) is dict and self._is_simple():
+            for key, value in (<dict>other).items():
+                contents = self._contents  # at each, as `_session_py` has it
+                contents[key] = value
+                self._changed = True
             if other:
-                (<dict>self._contents).update(other)
                 self._note_change()
         else:
             MutableMapping.update(self, other, **kwds)
 
     def setdefault(self, key, default=None):
         """Return the value of a key; set it to the default if there is none."""
+        contents = self._contents
         if not self._is_simple():
             return MutableMapping.setdefault(self, key, default)
-        value = _get(<dict>self._contents, key, _MISSING)
+        value = _get(<dict>contents, key, _MISSING)
         if value is not _MISSING:
             return self._hand_out(value)
         self[key] = default
@@ -313,9 +339,10 @@ cdef class Session:
 
     def __getstate__(self):
         self._take_fingerprint()
+        contents = self._contents
         state = {
             "_changed": self._changed,
-            "_mapping": self._contents,
+            "_mapping": contents,
             "_identity": self._identity,
             "_new": self._new,
             "_max_age": self._max_age,
@@ -332,8 +359,8 @@ cdef class Session:
         }
         if type(self._fingerprint) is _Contents:
             # As the other implementation has it, or something that it never makes.
-            changed = _differs(self._fingerprint, self._contents)
-            state["_fingerprint"] = b"" if changed else _session_py.fingerprint(self._contents)
+            changed = _differs(self._fingerprint, contents)
+            state["_fingerprint"] = b"" if changed else _session_py.fingerprint(contents)
         return state
 
     def __setstate__(self, state):

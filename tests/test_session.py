@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable, MutableMapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -413,3 +418,99 @@ def test_a_session_survives_copy_and_pickle() -> None:
             session._changed,
             session.created,
         )
+
+
+# Reentrant: what a key, or the end of a value, does to the session in the middle of an operation
+
+TRAP = """
+import json, sys
+from aiohttp_session import Session
+
+class Trap:
+    def __hash__(self):
+        return 1
+    def __eq__(self, other):
+        spring()
+        return self is other
+    def __repr__(self):
+        spring()
+        return "Trap"
+    def __del__(self):
+        spring()
+
+def spring():
+    global armed
+    if armed:
+        armed = False
+        act(session)
+        for _ in range(20):  # use what was freed
+            dict.fromkeys(range(50))
+
+results = {}
+for name, act in {
+    "invalidate": lambda session: session.invalidate(),
+    "replace": lambda session: setattr(session, "_mapping", {"new": 1}),
+}.items():
+    for operation in json.loads(sys.argv[1]):
+        armed = False
+        kept, key = Trap(), Trap()
+        items = {kept: Trap(), "a": Trap()}
+        session = Session("id", data={"created": 1, "session": items}, new=False)
+        other = {key: 1, "a": 2}
+        del items
+        armed = True
+        try:
+            result = repr(eval(operation))
+        except BaseException as error:
+            result = type(error).__name__
+        armed = False
+        results[f"{operation}, {name}"] = result, list(map(str, session)), session._changed
+print(json.dumps(results))
+"""
+OPERATIONS = {
+    # what they give
+    "session[key]": "KeyError",
+    "session.__setitem__(key, 1)": "None",
+    "session.__setitem__('a', 1)": "None",
+    "session.__delitem__(key)": "KeyError",
+    "session.__delitem__('a')": "None",
+    "key in session": "False",
+    "session == other": "False",
+    "session == Session(1, data={'session': other}, new=False)": "False",
+    "session.get(key, 5)": "5",
+    "session.pop(key)": "KeyError",
+    "session.pop(key, 5)": "5",
+    "session.pop(kept)": "Trap",
+    "session.setdefault(key, 3)": "3",
+    "session.update({'a': 1, 'b': 2})": "None",
+    "session.update({key: 1, 'b': 2})": "None",
+    "session.update(a=1, b=2)": "None",
+    "session.clear()": "None",
+    "'a' in repr(session)": "True",
+}
+
+
+def spring_traps(pure: str) -> dict[str, list[Any]]:
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", TRAP, json.dumps(list(OPERATIONS))],
+        env={
+            **os.environ,
+            "AIOHTTP_SESSION_NO_EXTENSIONS": pure,
+            "PYTHONMALLOC": "debug",  # what is freed is overwritten
+        },
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    results: dict[str, list[Any]] = json.loads(done.stdout)
+    return results
+
+
+def test_a_key_or_a_value_may_change_the_session_under_an_operation(implementation: str) -> None:
+    results = spring_traps(pure="1" if implementation == "python" else "")
+    assert results == spring_traps(pure="1")
+    for operation, expected in OPERATIONS.items():
+        for act in ("invalidate", "replace"):
+            assert results[f"{operation}, {act}"][0] == expected, operation
