@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import marshal
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from typing import Any
 
 from ._owner import check_owner, is_owner
 from ._payload_py import decode
 
 _SCALARS = frozenset((str, int, float, bool, type(None)))
+_CONTAINERS = frozenset((list, tuple, dict, set, frozenset))
+_MAX_DEPTH = 200  # as in the other implementation
 
 
 class Session(MutableMapping[str, Any]):
@@ -255,16 +257,64 @@ def fingerprint(mapping: dict[str, Any]) -> bytes | None:
     nested = [value for value in mapping.values() if type(value) not in _SCALARS]
     if not nested:
         return None
-    try:
-        # Format 2 has no back references: the same contents always give the same bytes.
-        # They are only compared, never loaded.
-        return marshal.dumps(nested, 2)
-    except ValueError:
-        pass
-    try:
-        return repr(nested).encode("utf-8", "backslashreplace")
-    except RecursionError:  # too deep to be saved, too
-        return b"too deep"
+    if _is_shallow(nested, _MAX_DEPTH):
+        try:
+            # Format 2 has no back references: the same contents always give the same bytes.
+            # They are only compared, never loaded.
+            return marshal.dumps(nested, 2)
+        except ValueError:  # an odd key
+            pass
+    return _describe(nested)
+
+
+def _is_shallow(values: Iterable[Any], depth: int) -> bool:
+    """Tell whether these are JSON's types, to a depth that no circle has.
+
+    marshal has a limit of its own, but goes on with the next item there: it would take every way
+    through a circle of two branches.
+    """
+    for value in values:
+        kind: Any = type(value)
+        if kind in _SCALARS:
+            continue
+        if depth == 0:
+            return False
+        if kind is dict:
+            inner = value.values()
+        elif kind is list or kind is tuple:
+            inner = value
+        else:
+            return False
+        if not _is_shallow(inner, depth - 1):
+            return False
+    return True
+
+
+def _describe(nested: list[Any]) -> bytes:
+    """Describe containers of whatever depth, with circles, and of values that JSON does not have.
+
+    Each container is walked once, however many hold it.
+    """
+    parts: list[object] = []
+    numbers: dict[int, int] = {}
+    waiting: list[Any] = [nested]
+    while waiting:
+        value = waiting.pop()
+        kind: Any = type(value)
+        if kind in _CONTAINERS:
+            number = numbers.setdefault(id(value), len(parts))
+            is_new = number == len(parts)
+            parts.append((kind.__name__, number, len(value)))
+            if is_new:
+                waiting += value
+                if kind is dict:
+                    waiting += value.values()
+        else:
+            try:
+                parts.append(marshal.dumps(value, 2))
+            except ValueError:
+                parts.append(repr(value))
+    return repr(parts).encode("utf-8", "backslashreplace")
 
 
 def _is_time(value: Any) -> bool:

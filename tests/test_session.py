@@ -318,6 +318,8 @@ class Odd:
         ({1, 2}, lambda value: value.add(3)),
         (bytearray(b"a"), lambda value: value.append(1)),
         ([{"\ud800": Odd(1)}], lambda value: value[0].clear()),
+        ({Odd(1): []}, lambda value: next(iter(value.values())).append(1)),
+        ({(1, b"a"): [1]}, lambda value: value[1, b"a"].append(1)),
     ],
 )
 def test_changes_of_values_that_json_does_not_know(
@@ -490,27 +492,96 @@ OPERATIONS = {
 }
 
 
-def spring_traps(pure: str) -> dict[str, list[Any]]:
+def spring_traps(implementation: str) -> dict[str, list[Any]]:
+    # What is freed is overwritten.
+    printed = run(TRAP, json.dumps(list(OPERATIONS)), implementation, PYTHONMALLOC="debug")
+    results: dict[str, list[Any]] = json.loads(printed)
+    return results
+
+
+def run(code: str, argument: str, implementation: str, **environment: str) -> str:
+    """Run code in a process of its own, which it may crash or never end; return its output."""
+    pure = "1" if implementation == "python" else ""
     done = subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-c", TRAP, json.dumps(list(OPERATIONS))],
-        env={
-            **os.environ,
-            "AIOHTTP_SESSION_NO_EXTENSIONS": pure,
-            "PYTHONMALLOC": "debug",  # what is freed is overwritten
-        },
+        [sys.executable, "-X", "faulthandler", "-c", code, argument],
+        env={**os.environ, "AIOHTTP_SESSION_NO_EXTENSIONS": pure, **environment},
         cwd=Path(__file__).parent.parent,
         capture_output=True,
         text=True,
         check=False,
+        timeout=120,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    results: dict[str, list[Any]] = json.loads(done.stdout)
-    return results
+    return done.stdout
 
 
 def test_a_key_or_a_value_may_change_the_session_under_an_operation(implementation: str) -> None:
-    results = spring_traps(pure="1" if implementation == "python" else "")
-    assert results == spring_traps(pure="1")
+    results = spring_traps(implementation)
+    assert results == spring_traps("python")
     for operation, expected in OPERATIONS.items():
         for act in ("invalidate", "replace"):
             assert results[f"{operation}, {act}"][0] == expected, operation
+
+
+# Circles: a walk to a limit of depth takes 2 ** limit steps in these
+
+CIRCLES = """
+import json, pickle, sys
+from aiohttp_session import Session
+from aiohttp_session._core import dumps, encode
+
+def binary():
+    circle = []
+    circle += [circle, circle]
+    return circle
+
+def behind_a_key():
+    circle = {}
+    circle.update(a=1, b=[circle, {"c": circle}])
+    return circle
+
+def in_a_tuple():
+    circle = []
+    circle += [("a", circle), ("b", circle)]
+    return circle
+
+def with_what_json_has_not():
+    circle = [{1, 2}, {(1, 2): 3}, b"", frozenset((4,))]
+    circle += [circle, circle]
+    return circle
+
+def refused(write, session):
+    try:
+        write({"created": 1, "session": dict(session)})
+    except (TypeError, ValueError) as error:
+        return type(error).__name__ + ": " + str(error)
+
+results = []
+for make in binary, behind_a_key, in_a_tuple, with_what_json_has_not:
+    set_ = Session("id", data={"session": {}}, new=False)
+    set_["x"] = make()
+    grown = Session("id", data={"session": {"x": [1]}}, new=False)
+    grown["x"].append(make())
+    loaded = Session("id", data={"session": {"x": make()}}, new=False)  # by another decoder
+    needs = [session._needs_save() for session in (set_, grown, loaded)]
+    results.append([needs, [refused(write, set_) for write in (encode, dumps)]])
+    for session in set_, grown, loaded:
+        session._was_saved()  # by another encoder
+        needs.append(session._needs_save())
+        session["x"].append(1) if type(session["x"]) is list else session["x"].update(new=1)
+        needs.append(session._needs_save())
+        assert pickle.loads(pickle.dumps(session))._needs_save()
+print(json.dumps(results))
+"""
+
+
+def test_a_circle_ends_no_walk_too_late(implementation: str) -> None:
+    results = json.loads(run(CIRCLES, "", implementation))
+    assert [messages for _, messages in results] == [
+        ["ValueError: session['x'][0]: circular reference"] * 2,
+        ["ValueError: session['x']['b'][0]: circular reference"] * 2,
+        ["ValueError: session['x'][0][1]: circular reference"] * 2,
+        ["TypeError: session['x'][0]: set is not JSON serializable"] * 2,
+    ]
+    for needs_save, _ in results:
+        assert needs_save == [True, True, False, *[False, True] * 3]
