@@ -128,7 +128,7 @@ STORAGES: dict[str, Callable[[Stores], AbstractStorage]] = {
     "fernet": lambda stores: EncryptedCookieStorage(KEY),
     "siv": _siv,
     "nacl": lambda stores: NaClCookieStorage(KEY),
-    "memory": lambda stores: MemoryStorage(max_sessions=10**7),
+    "memory": lambda stores: MemoryStorage(max_sessions=10**7, max_bytes=10**10),
     "traced": _traced,
     "redis": _redis,
     "memcached": _memcached,

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine
+from typing import Any
+
 import pytest
 from aiohttp import web
 
 from aiohttp_session import Session, get_session
 from aiohttp_session.memory_storage import MemoryStorage
+from aiohttp_session.stores.memory import MemoryStore
 from tests.conftest import Clock
 from tests.contract import NAME, Browser, Memory, ServerContract
 
@@ -15,10 +22,11 @@ class TestMemoryStorage(Memory, ServerContract):
     pass
 
 
+@pytest.mark.parametrize("name", ["max_sessions", "max_bytes"])
 @pytest.mark.parametrize("number", [0, -1])
-def test_it_must_have_room_for_a_session(number: int) -> None:
-    with pytest.raises(ValueError, match=f"max_sessions must be at least 1, not {number}"):
-        MemoryStorage(max_sessions=number)
+def test_it_must_have_room_for_a_session(name: str, number: int) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, not {number}"):
+        MemoryStorage(**{name: number})  # type: ignore[arg-type]
 
 
 async def test_the_least_recently_used_goes_first() -> None:
@@ -44,6 +52,159 @@ async def test_it_holds_one_session_if_that_is_its_bound() -> None:
         await browser.set(m=number)
     assert len(storage) == 1
     assert await browsers[0].load() == {}
+
+
+async def test_the_least_recently_used_go_first_when_there_are_too_many_bytes() -> None:
+    store = MemoryStore(max_records=100, max_bytes=40)
+    for key in "abcd":
+        await store.create(key, b"9 bytes..", None)
+    assert await store.read("a") == b"9 bytes.."
+    await store.create("e", b"another 9", None)  # at the cost of b
+    assert [await store.read(key) is not None for key in "abcde"] == [True, False, *[True] * 3]
+    assert await store.update("e", b"15 bytes by now", None)  # of c
+    assert await store.swap("e", b"15 bytes by now", b"x" * 39, None)
+    assert [await store.read(key) is not None for key in "abcde"] == [*[False] * 4, True]
+    await store.delete("e")
+    for key in "abcd":
+        await store.create(key, b"9 bytes..", None)
+    assert len(store) == 4
+
+
+async def test_bytes_that_expired_make_room(clock: Clock) -> None:
+    store = MemoryStore(max_records=100, max_bytes=40)
+    await store.create("a", b"x" * 30, 10)
+    clock.now += 11
+    assert await store.read("a") is None
+    for key in "bcde":
+        await store.create(key, b"9 bytes..", None)
+    assert len(store) == 4
+
+
+async def test_a_record_that_is_larger_than_all_room_is_an_error() -> None:
+    store = MemoryStore(max_records=100, max_bytes=40)
+    await store.create("a", b"1", None)
+    with pytest.raises(ValueError, match="A record of 41 bytes is more than max_bytes=40"):
+        await store.create("b", b"x" * 40, None)
+    with pytest.raises(ValueError, match="41 bytes"):
+        await store.update("a", b"x" * 40, None)
+    with pytest.raises(ValueError, match="41 bytes"):
+        await store.swap("a", b"1", b"x" * 40, None)
+    assert (await store.read("a"), len(store)) == (b"1", 1)
+
+
+# In threads
+
+
+class Paused(OrderedDict[str, Any]):
+    """Records that call a function before the n-th use of them."""
+
+    uses = -1
+    call: Callable[[], None]
+
+    def _pause(self) -> None:
+        self.uses -= 1
+        if self.uses == -1:
+            self.call()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self._pause()
+        return super().get(key, default)
+
+    def pop(self, key: str, default: Any = None) -> Any:
+        self._pause()
+        return super().pop(key, default)
+
+    def move_to_end(self, key: str, last: bool = True) -> None:
+        self._pause()
+        super().move_to_end(key, last)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._pause()
+        super().__setitem__(key, value)
+
+
+class WatchedLock:
+    """A lock that calls a function when it has to wait."""
+
+    def __init__(self, on_wait: Callable[[], None]) -> None:
+        self._lock = threading.Lock()
+        self._on_wait = on_wait
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            self._on_wait()
+            self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+
+Operation = Callable[[MemoryStore], Coroutine[Any, Any, Any]]
+OPERATIONS: dict[str, Operation] = {
+    "read": lambda store: store.read("a"),
+    "create": lambda store: store.create("a", b"created", None),
+    "create another": lambda store: store.create("b", b"created", None),
+    "update": lambda store: store.update("a", b"an update", None),
+    "swap": lambda store: store.swap("a", b"1", b"swapped", None),
+    "swap too": lambda store: store.swap("a", b"1", b"swapped too", None),
+    "delete": lambda store: store.delete("a"),
+}
+
+
+def do(operation: Operation, store: MemoryStore) -> Any:
+    coroutine = operation(store)
+    with pytest.raises(StopIteration) as done:
+        coroutine.send(None)
+    return done.value.value
+
+
+def in_turn(*operations: Operation) -> tuple[Any, ...]:
+    """Return the results, and what is stored after."""
+    store = MemoryStore(max_records=1)
+    do(lambda store: store.create("a", b"1", None), store)
+    results = [do(operation, store) for operation in operations]
+    return *results, dict(store._records), store._bytes
+
+
+def interleaved(one: Operation, other: Operation, uses: int) -> tuple[Any, ...] | None:
+    """Do one operation, and in another thread the other before the n-th use of the records.
+
+    :return: results, and what is stored after; None if one operation has fewer uses.
+    """
+    store = MemoryStore(max_records=1)
+    do(lambda store: store.create("a", b"1", None), store)
+    results: list[Any] = [None]
+    waits_or_done = threading.Event()
+
+    def do_other() -> None:
+        results.append(do(other, store))
+        waits_or_done.set()
+
+    def start_other() -> None:
+        thread.start()
+        waits_or_done.wait()
+
+    thread = threading.Thread(target=do_other)
+    store._records = records = Paused(store._records)
+    records.uses, records.call = uses, start_other
+    store._lock = WatchedLock(waits_or_done.set)  # type: ignore[assignment]
+    results[0] = do(one, store)
+    if thread.ident is None:
+        return None
+    thread.join()
+    return *results, dict(store._records), store._bytes
+
+
+@pytest.mark.parametrize("other", OPERATIONS)
+@pytest.mark.parametrize("one", OPERATIONS)
+def test_operations_of_two_threads_are_one_after_the_other(one: str, other: str) -> None:
+    first, second = OPERATIONS[one], OPERATIONS[other]
+    for uses in itertools.count():
+        result = interleaved(first, second, uses)
+        if result is None:
+            break
+        assert result == in_turn(first, second)
+    assert uses
 
 
 async def test_a_record_expires_ttl_seconds_after_its_last_write(clock: Clock) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import OrderedDict
 
@@ -9,14 +10,20 @@ from . import Store
 
 
 class MemoryStore(Store):
-    """Keep records in this process.
+    """Keep records in this process; event loops in several threads may share them.
 
-    :param max_records: how many are kept at the most; the least recently used goes first.
+    The least recently used records go first when there are too many.
+
+    :param max_records: how many are kept at the most.
+    :param max_bytes: how many bytes their keys and payloads have at the most.
     """
 
-    def __init__(self, *, max_records: int) -> None:
+    def __init__(self, *, max_records: int, max_bytes: int = 100_000_000) -> None:
         self._max_records = max_records
+        self._max_bytes = max_bytes
+        self._bytes = 0
         self._records: OrderedDict[str, tuple[bytes, float | None]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         """Return the number of records, expired ones included until they are next asked for."""
@@ -31,30 +38,37 @@ class MemoryStore(Store):
 
     async def read(self, key: str) -> bytes | None:
         """Return the record under a key, unless it has expired."""
-        return self._get(key)
+        with self._lock:
+            return self._get(key)
 
     async def create(self, key: str, payload: bytes, ttl: int | None) -> None:
-        """Store a record, at the cost of the least recently used one if there are too many."""
-        self._put(key, payload, ttl)
+        """Store a record, at the cost of the least recently used ones if there are too many.
+
+        :raises ValueError: if it alone is more than `max_bytes`, as for `update` and `swap`.
+        """
+        with self._lock:
+            self._put(key, payload, ttl)
 
     async def update(self, key: str, payload: bytes, ttl: int | None) -> bool:
         """Replace a record; return False if there is none."""
-        if self._get(key) is None:
-            return False
-        self._put(key, payload, ttl)
-        return True
+        with self._lock:
+            if self._get(key) is None:
+                return False
+            self._put(key, payload, ttl)
+            return True
 
     async def swap(self, key: str, expected: bytes | None, payload: bytes, ttl: int | None) -> bool:
         """Replace a record if it still is the expected one."""
-        # Atomic: nothing here gives up control to another task.
-        if self._get(key) != expected:
-            return False
-        self._put(key, payload, ttl)
-        return True
+        with self._lock:
+            if self._get(key) != expected:
+                return False
+            self._put(key, payload, ttl)
+            return True
 
     async def delete(self, key: str) -> None:
         """Delete a record, if there is one."""
-        self._records.pop(key, None)
+        with self._lock:
+            self._drop(key)
 
     def _get(self, key: str) -> bytes | None:
         record = self._records.get(key)
@@ -62,14 +76,23 @@ class MemoryStore(Store):
             return None
         payload, expires = record
         if expires is not None and time.time() >= expires:
-            del self._records[key]
+            self._drop(key)
             return None
         self._records.move_to_end(key)
         return payload
 
     def _put(self, key: str, payload: bytes, ttl: int | None) -> None:
-        expires = None if ttl is None else time.time() + ttl
-        self._records[key] = payload, expires
+        size = len(key) + len(payload)
+        if size > self._max_bytes:
+            raise ValueError(f"A record of {size} bytes is more than max_bytes={self._max_bytes}")
+        old = self._records.get(key)
+        self._bytes += size if old is None else len(payload) - len(old[0])
+        self._records[key] = payload, None if ttl is None else time.time() + ttl
         self._records.move_to_end(key)
-        if len(self._records) > self._max_records:
-            self._records.popitem(last=False)
+        while self._bytes > self._max_bytes or len(self._records) > self._max_records:
+            self._drop(next(iter(self._records)))
+
+    def _drop(self, key: str) -> None:
+        record = self._records.pop(key, None)
+        if record is not None:
+            self._bytes -= len(key) + len(record[0])
