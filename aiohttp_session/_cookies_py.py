@@ -10,6 +10,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+__all__ = ("decode_base64", "encode_base64", "find_cookie", "open_siv", "quote", "seal_siv")
+
 _is_name = lru_cache(maxsize=64)(re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII).fullmatch)
 # Characters to delete from bytes, which is the fastest way to see whether there are others.
 _PRINTABLE = bytes(range(ord(" "), ord("~") + 1))

@@ -15,6 +15,8 @@ try:
 except ImportError:  # pragma: no cover - PyPy has no orjson
     orjson = None  # type: ignore[assignment]
 
+__all__ = ("decode", "dumps", "encode")
+
 _DIGITS_TO_ZERO = bytes(ord("0") if chr(code) in "0123456789" else ord(" ") for code in range(256))
 _SAME = frozenset((str, bool, type(None)))
 _ONLY_STR = frozenset((str,))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+__all__ = ("read_replies", "read_values")
+
 _HEAD = re.compile(rb"VALUE ([!-~\x80-\xff]+) 0 ([0-9]{1,9})\r\n")
 _REPLY = re.compile(rb"(?:\$([0-9]{1,9})|:(-?[0-9]{1,18})|\+([^\r\n]*)|\$-1|_)\r\n")
 

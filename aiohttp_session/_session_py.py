@@ -10,6 +10,8 @@ from typing import Any
 from ._owner import check_owner, is_owner
 from ._payload_py import decode
 
+__all__ = ("Session", "fingerprint", "restore")
+
 _SCALARS = frozenset((str, int, float, bool, type(None)))
 _CONTAINERS = frozenset((list, tuple, dict, set, frozenset))
 _MAX_DEPTH = 200  # as in the other implementation

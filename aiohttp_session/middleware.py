@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
 
-from ._core import Session
+from ._core import Session, log_what_is_missed
 from .lifecycle import LifecycleStorage
 from .server_storage import ServerStorage
 from .storage import AbstractStorage
@@ -181,6 +181,7 @@ def _refresh_header(response: web.StreamResponse, cookie_name: str) -> None:
 def _middleware(storage: AbstractStorage, name: str | None, *, streams: bool) -> Middleware:
     if not isinstance(storage, AbstractStorage):
         raise RuntimeError(f"Expected AbstractStorage got {storage!r}")
+    log_what_is_missed()
     session_key, storage_key = _keys(name)
 
     @web.middleware

@@ -16,23 +16,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from aiohttp_session import _cookies_py, _payload_py, _replies_py, _session_py
+from aiohttp_session._core import TWINS
 from benchmarks import servers
 from tests.proxy import Proxy
 from tests.waiting import LoopClock
 
-_TWINS = {
-    "_cookies_c": _cookies_py,
-    "_payload_c": _payload_py,
-    "_replies_c": _replies_py,
-    "_session_c": _session_py,
-}
-_NAMES = (
-    *("find_cookie", "quote", "encode_base64", "decode_base64", "seal_siv", "open_siv"),
-    *("encode", "dumps", "decode"),
-    *("read_replies", "read_values"),
-    *("Session", "fingerprint", "restore"),
-)
 _PURE_ONLY = bool(os.environ.get("AIOHTTP_SESSION_NO_EXTENSIONS"))
 
 # Property tests take examples by the thousand where they are cheap, by the hundred where they are
@@ -106,12 +94,12 @@ def implementation(request: pytest.FixtureRequest) -> str:
     The twins are exchanged wherever the package or a test holds one.
     """
     name: str = request.param
-    for compiled_name, pure in _TWINS.items():
+    for compiled_name, pure in TWINS.items():
         if _PURE_ONLY:
             break
         compiled = _compiled(compiled_name)
         old, new = (pure, compiled) if name == "cython" else (compiled, pure)
-        pairs = [(getattr(old, n), getattr(new, n)) for n in _NAMES if hasattr(pure, n)]
+        pairs = [(getattr(old, n), getattr(new, n)) for n in pure.__all__]
         for module_name, module in list(sys.modules.items()):
             root = module_name.partition(".")[0]
             if root in {"aiohttp_session", "tests"} and module not in {old, new}:

@@ -21,6 +21,7 @@ from redis.asyncio import Redis
 import aiohttp_session
 from aiohttp_session import AbstractStorage, Session, SimpleCookieStorage, _session_py
 from aiohttp_session import redis_storage as redis_module
+from aiohttp_session._core import TWINS
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from aiohttp_session.log import log
 from aiohttp_session.memcached_storage import MemcachedStorage
@@ -246,11 +247,10 @@ def load_switch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
 
     def load(*extensions: str) -> ModuleType:
         monkeypatch.delenv("AIOHTTP_SESSION_NO_EXTENSIONS", raising=False)
-        for name in ("_cookies", "_payload", "_replies", "_session"):
-            twin = importlib.import_module(f"aiohttp_session.{name}_py")
-            monkeypatch.delattr(aiohttp_session, f"{name}_c", raising=False)
+        for name, twin in TWINS.items():
+            monkeypatch.delattr(aiohttp_session, name, raising=False)
             there = twin if name in extensions else None
-            monkeypatch.setitem(sys.modules, f"aiohttp_session.{name}_c", there)
+            monkeypatch.setitem(sys.modules, f"aiohttp_session.{name}", there)
         spec = importlib.util.find_spec("aiohttp_session._core")
         assert spec is not None
         assert spec.loader is not None
@@ -262,7 +262,11 @@ def load_switch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
 
 
 def test_all_extensions_are_used(load_switch: Callable[..., ModuleType]) -> None:
-    assert load_switch("_cookies", "_payload", "_replies", "_session").IMPLEMENTATION == "cython"
+    switch = load_switch(*TWINS)
+    assert switch.IMPLEMENTATION == "cython"
+    for twin in TWINS.values():
+        for name in twin.__all__:
+            assert getattr(switch, name) is getattr(twin, name)
 
 
 def test_no_extensions_are_no_matter(load_switch: Callable[..., ModuleType]) -> None:
@@ -275,4 +279,4 @@ def test_half_of_the_extensions_are_worth_a_warning(
     load_switch: Callable[..., ModuleType],
 ) -> None:
     with pytest.warns(RuntimeWarning, match="runs in pure Python, since its extensions can't be"):
-        assert load_switch("_cookies", "_session").IMPLEMENTATION == "python"
+        assert load_switch("_cookies_c", "_session_c").IMPLEMENTATION == "python"

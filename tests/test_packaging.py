@@ -9,11 +9,19 @@ from pathlib import Path
 
 import pytest
 
+from aiohttp_session._core import TWINS
+
 ROOT = Path(__file__).parent.parent
 IMPLEMENTATION = "import aiohttp_session; print(aiohttp_session.IMPLEMENTATION)"
-EXTENSIONS = tuple(
-    f"aiohttp_session.{name}" for name in ("_cookies_c", "_payload_c", "_replies_c", "_session_c")
-)
+EXTENSIONS = tuple(f"aiohttp_session.{name}" for name in TWINS)
+SETUP_TWICE = """
+import logging, sys
+logging.basicConfig(level="INFO", stream=sys.stdout, format="%(levelname)s %(name)s %(message)s")
+from aiohttp import web
+from aiohttp_session import SimpleCookieStorage, setup
+for _ in range(2):
+    setup(web.Application(), SimpleCookieStorage())
+"""
 JSON_ROUND_TRIP = """
 from aiohttp_session._core import decode, encode, dumps
 data = {"created": 1, "session": {"a": [1.5, None, True, "é\\ud800", 2**70, float("inf")]}}
@@ -54,6 +62,21 @@ def test_an_incomplete_set_of_extensions_gives_pure_python_and_a_warning(name: s
 
 def test_another_interpreter_gives_pure_python() -> None:
     assert run(f"sys.implementation.name = 'pypy'; {IMPLEMENTATION}") == "python"
+
+
+def test_a_log_line_tells_of_missing_extensions_once() -> None:
+    printed = run(SETUP_TWICE, missing=EXTENSIONS, AIOHTTP_SESSION_NO_EXTENSIONS="")
+    assert printed.startswith("INFO aiohttp_session aiohttp-session runs in pure Python")
+    assert printed.count("\n") == 0
+
+
+def test_pure_python_that_was_asked_for_is_worth_no_line() -> None:
+    assert run(SETUP_TWICE, missing=EXTENSIONS, AIOHTTP_SESSION_NO_EXTENSIONS="1") == ""
+
+
+def test_pure_python_on_another_interpreter_is_worth_no_line() -> None:
+    code = f"sys.implementation.name = 'pypy'\n{SETUP_TWICE}"
+    assert run(code, missing=EXTENSIONS, AIOHTTP_SESSION_NO_EXTENSIONS="") == ""
 
 
 @pytest.mark.parametrize("pure", ["", "1"])
