@@ -32,12 +32,28 @@ if sys.implementation.name == "cpython" and not os.environ.get("AIOHTTP_SESSION_
             )
 
 if TYPE_CHECKING or IMPLEMENTATION == "python":
-    from ._cookies_py import decode_base64, encode_base64, find_cookie, open_siv, quote, seal_siv
+    from ._cookies_py import (
+        decode_base64,
+        encode_base64,
+        find_cookie,
+        find_strict,
+        open_siv,
+        quote,
+        seal_siv,
+    )
     from ._payload_py import decode, dumps, encode
     from ._replies_py import read_replies, read_values
     from ._session_py import Session, fingerprint, restore
 else:
-    from ._cookies_c import decode_base64, encode_base64, find_cookie, open_siv, quote, seal_siv
+    from ._cookies_c import (
+        decode_base64,
+        encode_base64,
+        find_cookie,
+        find_strict,
+        open_siv,
+        quote,
+        seal_siv,
+    )
     from ._payload_c import decode, dumps, encode
     from ._replies_c import read_replies, read_values
     from ._session_c import Session, fingerprint, restore
@@ -51,6 +67,7 @@ __all__ = (
     "encode",
     "encode_base64",
     "find_cookie",
+    "find_strict",
     "fingerprint",
     "open_siv",
     "quote",

@@ -28,7 +28,8 @@ _TWINS = {
     "_session_c": _session_py,
 }
 _NAMES = (
-    *("find_cookie", "quote", "encode_base64", "decode_base64", "seal_siv", "open_siv"),
+    *("find_cookie", "find_strict", "quote"),
+    *("encode_base64", "decode_base64", "seal_siv", "open_siv"),
     *("encode", "dumps", "decode"),
     *("read_replies", "read_values"),
     *("Session", "fingerprint", "restore"),
