@@ -45,19 +45,15 @@ def test_on_localhost_two_are_taken_off() -> None:
         warnings.simplefilter("error")
         storage = MemoryStorage(**recommended(cookie_name="id", secure=False))
         storage.save_cookie(response, "x")
-    assert (
-        response.cookies["id"].OutputString()
-        == "id=x; HttpOnly; Max-Age=1800; Path=/; SameSite=Lax"
-    )
+    text = response.cookies["id"].OutputString()
+    assert text == "id=x; HttpOnly; Max-Age=1800; Path=/; SameSite=Lax"
 
 
 async def test_a_session_in_use_lives_for_eight_hours_and_an_idle_one_for_half_an_hour(
     clock: Clock,
 ) -> None:
-    for storage in (
-        MemoryStorage(**recommended()),
-        NaClCookieStorage(KEY, **recommended(server=False)),
-    ):
+    sealed = NaClCookieStorage(KEY, **recommended(server=False))
+    for storage in (MemoryStorage(**recommended()), sealed):
         busy, idle = Browser(storage), Browser(storage)
         await busy.set(a=1)
         await idle.set(a=1)
