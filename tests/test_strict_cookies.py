@@ -34,7 +34,7 @@ PLANTS = [
     "={name}=EVIL",
     "{name}",
     "x={name}=EVIL",
-    "\u2000{name}=EVIL",
+    *(f"{blank}{{name}}=EVIL" for blank in "\u2000\xa0\x85\x1c"),
     "{name}\u2000=EVIL",
 ]
 
