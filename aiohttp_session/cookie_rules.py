@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 _PREFIXES = ("__host-", "__http-", "__secure-")  # in any case; "__Host-Http-" begins as the first
@@ -12,7 +11,6 @@ _ends_name = re.compile(r"[\s;=\x00-\x1f\x7f]").search
 _ends_attribute = re.compile(r"[^ -~]|;").search
 
 
-@lru_cache(maxsize=64)
 def has_prefix(name: str) -> bool:
     """Tell whether browsers take a cookie of this name only from the host itself, or over HTTPS."""
     return name.lower().startswith(_PREFIXES)

@@ -34,8 +34,8 @@ def recommended(*, server: bool = True, **changes: Unpack[ServerOptions]) -> Ser
     a request that only reads counts once a minute, ``touch_after``), and 8 hours after its
     creation whatever happens (``lifetime``).
 
-    Over plain HTTP browsers drop such a cookie: for development on localhost take
-    ``recommended(cookie_name="id", secure=False)``.
+    Over plain HTTP browsers drop such a cookie, though some make an exception of localhost: for
+    development take ``recommended(cookie_name="id", secure=False)``.
 
     :param server: for a server storage; there records are kept under hashes of their ids too.
     :param changes: options to add, or to have in place of these.

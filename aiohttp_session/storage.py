@@ -132,6 +132,8 @@ class AbstractStorage(abc.ABC):
                 raise ValueError("partitioned=True needs secure=True")
             self._cookie_params["partitioned"] = True
         self._strict_cookies = strict_cookies
+        self._name_read = ""  # for which the next one holds
+        self._reads_strictly = False
         self._max_age = max_age
         # Typed as Any for subclasses written against the reference package, where it gives str.
         self._encoder: Any = dumps if encoder is None else encoder
@@ -178,7 +180,10 @@ class AbstractStorage(abc.ABC):
     def load_cookie(self, request: web.Request) -> str | None:
         """Return the value of the session's cookie, or None if the request has none."""
         name = self._cookie_name
-        strict = self._strict_cookies or (name[:2] == "__" and has_prefix(name))
+        if name is not self._name_read:
+            self._reads_strictly = self._strict_cookies or has_prefix(name)
+            self._name_read = name
+        strict = self._reads_strictly
         if strict or _PARSER_IS_KNOWN:
             header = request.headers.get(hdrs.COOKIE)
             if header is None:

@@ -142,3 +142,11 @@ def test_an_override_of_load_cookie_is_reached() -> None:
 
     found = FromQuery(cookie_name=HOST).load_cookie(make_request(f"{HOST}=x"))
     assert found == "from the override x"
+
+
+def test_a_name_that_is_given_later_is_read_by_its_prefix() -> None:
+    storage = SimpleCookieStorage()
+    request = make_request(f"x=y {HOST}=EVIL; AIOHTTP_SESSION=1; AIOHTTP_SESSION=2")
+    assert storage.load_cookie(request) == "2"
+    storage._cookie_name = HOST
+    assert storage.load_cookie(request) is None
