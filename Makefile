@@ -8,7 +8,7 @@ SANITIZERS = address,undefined
 # Tests that need no server, and run the compiled code.
 CORE_TESTS = $(wildcard $(addprefix tests/test_,$(addsuffix .py,parity cookies payload session)))
 
-.PHONY: develop demo test test-pure test-asan test-trace lint bench docs clean servers
+.PHONY: develop demo test test-pure test-browser test-asan test-trace lint bench docs clean servers
 .PHONY: build/asan build/trace
 
 develop: .venv/has-lint
@@ -21,6 +21,12 @@ test: .venv/has-test servers
 
 test-pure: .venv/has-test servers
 	AIOHTTP_SESSION_NO_EXTENSIONS=1 $(BIN)/python -m pytest $(ARGS)
+
+# What a browser makes of the cookies. It leaves connections behind that asyncio warns of.
+test-browser: .venv/has-test
+	@which chromium chromedriver >/dev/null || .ci/apt-install chromium chromium-driver
+	$(BIN)/python -m pytest tests/browser -o "python_files=check_*.py" \
+	    -W ignore::pytest.PytestUnraisableExceptionWarning $(ARGS)
 
 # The compiled core under AddressSanitizer and UndefinedBehaviorSanitizer.
 test-asan: build/asan

@@ -10,6 +10,7 @@ from .middleware import (
     session_middleware,
     setup,
 )
+from .owasp import recommended
 from .owner_index import SessionInfo
 from .sealed_storage import CookieStorage
 from .server_storage import ServerStorage
@@ -38,6 +39,7 @@ __all__ = (
     "_CookieParams",
     "get_session",
     "new_session",
+    "recommended",
     "session_middleware",
     "setup",
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from collections.abc import Mapping
 from http.cookies import Morsel
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from aiohttp import web
 
 from ._core import quote
+from .cookie_rules import objection
 
 _PRINTABLE = bytes(range(ord(" "), ord("~") + 1))
 _EPOCH = "Thu, 01 Jan 1970 00:00:00 GMT"
@@ -26,6 +28,7 @@ class CookieWriter:
         self._params: dict[str, Any] = {}
         self._second = 0
         self._styles: dict[Any, _Style] = {}
+        self._warned = False
 
     def write(
         self,
@@ -61,6 +64,9 @@ class CookieWriter:
         if params != self._params or name != self._name:
             self._params, self._name = dict(params), name
             self._styles.clear()
+            if not self._warned and (text := objection(name, params)) is not None:
+                self._warned = True
+                warnings.warn(text, stacklevel=2)
         if lifetime is not None and (second := int(time.time())) != self._second:
             self._second = second  # of which ``expires`` is
             self._styles.clear()

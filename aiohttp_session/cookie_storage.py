@@ -8,10 +8,11 @@ import struct
 import time
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from ._cookies_py import NONCE_SIZE, SIV_VERSION
 from ._core import decode_base64, open_siv, seal_siv
+from ._options import Unpack, show_options
 from .lifecycle import LifecycleOptions
 from .sealed_storage import CookieStorage
 
@@ -24,10 +25,7 @@ try:
 except ImportError as error:
     raise ImportError("Please install cryptography: pip install aiohttp-session[secure]") from error
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-Key: TypeAlias = "str | bytes | bytearray"
+Key: TypeAlias = str | bytes | bytearray
 
 _KEY_SIZE = 32  # bytes
 _DRAW = struct.Struct(f"{NONCE_SIZE}s" * 64)  # of nonces, from random bytes
@@ -35,6 +33,7 @@ _SIV_LETTER = "A"  # what such a cookie begins with; Fernet tokens begin with "g
 _TIME = struct.Struct(">Q")
 
 
+@show_options
 class EncryptedCookieStorage(CookieStorage):
     """Keep the session in a cookie that is encrypted and authenticated.
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiohttp import web
 
 from ._core import Session, decode, dumps, encode, restore
+from ._options import Unpack, show_options
 from ._owner import is_owner
 from .storage import AbstractStorage, CookieOptions
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-_CLOCK_SKEW = 60  # seconds: how far in the future a cookie may have been sealed
+CLOCK_SKEW = 60  # seconds: how far in the future a cookie may have been sealed
 
 
 class LifecycleOptions(CookieOptions, total=False):
@@ -26,6 +24,7 @@ class LifecycleOptions(CookieOptions, total=False):
     lifetime: int | None
 
 
+@show_options
 class LifecycleStorage(AbstractStorage):
     """A storage that knows how long its sessions live.
 
@@ -67,7 +66,7 @@ class LifecycleStorage(AbstractStorage):
             _restore_owner(session, data)
         if sealed_at is not None and session.max_age is not None:
             idle = int(time.time()) - sealed_at
-            if not -_CLOCK_SKEW <= idle <= session.max_age:
+            if not -CLOCK_SKEW <= idle <= session.max_age:
                 return None
         if self._lifetime is not None and not session.empty:
             session._issued = session.created if issued is None else issued
@@ -77,7 +76,7 @@ class LifecycleStorage(AbstractStorage):
         if self._touch_after is not None and not session.empty:
             age = time.time() - session.created
             # Saved in the future: the clock was set back, but the store's own goes on.
-            session._touch = age > self._touch_after or age < -_CLOCK_SKEW
+            session._touch = age > self._touch_after or age < -CLOCK_SKEW
         return session
 
     def _read_payload(self, payload: str | bytes) -> Mapping[str, Any] | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from ._options import Unpack, show_options
 from .server_storage import ServerOptions, ServerStorage
 
 try:
@@ -13,10 +12,8 @@ try:
 except ImportError as error:
     raise ImportError("Please install aiomcache: pip install aiohttp-session[aiomcache]") from error
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
-
+@show_options
 class MemcachedStorage(ServerStorage):
     """Keep sessions in memcached, under ``cookie_name + "_" + id``.
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from ._options import Unpack, show_options
 from .server_storage import ServerOptions, ServerStorage
 from .stores.memory import MemoryStore
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
-
+@show_options
 class MemoryStorage(ServerStorage):
     """Keep sessions in this process, for development, tests and services of one process.
 

@@ -33,6 +33,10 @@ _PlainRequest = web.Request if "_state" in getattr(web.Request, "ATTRS", ()) els
 
 _STARTED_KEY = "aiohttp_session_started"  # set when a streamed response has sent its headers
 
+# aiohttp 3.14 warns of each str key when it is first set, by whomever: never of these.
+_keys_warned_of: set[str] = getattr(web.BaseRequest, "_seen_str_keys", set())
+_keys_warned_of.update((SESSION_KEY, STORAGE_KEY, _STARTED_KEY))
+
 _NOT_SET_UP = (
     "Install aiohttp_session middleware in your aiohttp.web.Application: "
     "aiohttp_session.setup(app, storage)"
@@ -183,6 +187,7 @@ def _middleware(storage: AbstractStorage, name: str | None, *, streams: bool) ->
         raise RuntimeError(f"Expected AbstractStorage got {storage!r}")
     log_what_is_missed()
     session_key, storage_key = _keys(name)
+    _keys_warned_of.update((session_key, storage_key))
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from ._core import Session
+from ._options import Unpack, show_options
 from .lifecycle import LifecycleOptions
 from .sealed_storage import CookieStorage
 
@@ -18,10 +18,8 @@ try:
 except ImportError as error:
     raise ImportError("Please install PyNaCl: pip install aiohttp-session[pynacl]") from error
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
-
+@show_options
 class NaClCookieStorage(CookieStorage):
     """Keep the session in a cookie that is sealed by NaCl's SecretBox (XSalsa20 and Poly1305).
 

@@ -8,10 +8,11 @@ from asyncio import Lock
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 from weakref import WeakValueDictionary
 
 from ._core import Session
+from ._options import Unpack, show_options
 from .lifecycle import LifecycleOptions, LifecycleStorage
 from .owner_index import OwnerIndex, SessionInfo, StoredSession
 from .record_keys import RecordKeys
@@ -19,12 +20,10 @@ from .stores import Store
 from .stores.per_loop import PerLoop
 from .time_limit import time_limit
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
 Save: TypeAlias = Callable[[Session, bytes], Awaitable[bool]]
 
 
+@show_options
 class OwnedSessions(LifecycleStorage):
     """The part of `ServerStorage` that knows of users (`Session.owner`); see there."""
 

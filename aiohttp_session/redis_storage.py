@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from ._options import Unpack, show_options
 from .server_storage import ServerOptions, ServerStorage
 from .stores import _redis_wire
 from .stores.redis import RedisStore
@@ -17,10 +16,8 @@ except ImportError:  # pragma: no cover - an optional dependency
     aioredis = None  # type: ignore[assignment]
     REDIS_VERSION = None
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
-
+@show_options
 class RedisStorage(ServerStorage):
     """Keep sessions in Redis, under ``cookie_name + "_" + id``.
 

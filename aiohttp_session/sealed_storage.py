@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import abc
+import logging
+import time
 
 from aiohttp import web
 
 from ._core import Session
-from .lifecycle import LifecycleStorage
-from .log import log
+from ._options import Unpack, show_options
+from .lifecycle import CLOCK_SKEW, LifecycleOptions, LifecycleStorage
+from .log import RateLimited
 
 
+@show_options
 class CookieStorage(LifecycleStorage):
     """A storage that keeps the session itself in the cookie.
 
@@ -19,6 +23,11 @@ class CookieStorage(LifecycleStorage):
     """
 
     _UNREADABLE = "The session cookie could not be read; starting with a fresh session"
+    _AUTHENTICATED = True  # what times are in the payload were written by this application
+
+    def __init__(self, **options: Unpack[LifecycleOptions]) -> None:
+        super().__init__(**options)
+        self._unreadable = RateLimited(logging.WARNING, self._UNREADABLE, seconds=1)
 
     @abc.abstractmethod
     def seal(self, payload: bytes) -> str:
@@ -39,10 +48,22 @@ class CookieStorage(LifecycleStorage):
             if opened is not None:
                 payload, sealed_at = opened
                 session = self._restore(None, payload, sealed_at)
-                if session is not None:
+                if session is not None and not self._is_of_the_future(session, sealed_at):
                     return session
-            log.warning(self._UNREADABLE)
+            self._unreadable.log()
         return Session(None, data=None, new=True, max_age=self.max_age)
+
+    def _is_of_the_future(self, session: Session, sealed_at: int | None) -> bool:
+        """Tell whether a limit counts from a time to come, and so would come too late or never.
+
+        A clock that was wrong once would have made cookies that outlive every limit.
+        """
+        issued = session._issued
+        ages = sealed_at is None and session.max_age is not None  # else the seal's time counts
+        if not self._AUTHENTICATED or (issued is None and not ages):
+            return False
+        latest = time.time() + CLOCK_SKEW
+        return (issued is not None and issued > latest) or (ages and session.created > latest)
 
     async def save_session(
         self, request: web.Request, response: web.StreamResponse, session: Session

@@ -8,12 +8,13 @@ import random
 from asyncio import sleep
 from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from aiohttp import web
 
 from . import settling
 from ._core import Session
+from ._options import Unpack, show_options
 from .lifecycle import LifecycleOptions
 from .log import log
 from .merging import Changes, Record
@@ -21,10 +22,6 @@ from .owned_sessions import OwnedSessions, Save
 from .record_keys import random_id
 from .settling import MARK_TTL, MOVED, ConflictError, is_ended
 from .stores import Store, UnsettledError
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
 
 _ATTEMPTS = 100
 _EMPTIED = b"{}"
@@ -43,6 +40,7 @@ class ServerOptions(LifecycleOptions, total=False):
     max_per_owner: int | None
 
 
+@show_options
 class ServerStorage(OwnedSessions):
     """A storage that keeps sessions in a store, and their ids in the cookie.
 

@@ -14,6 +14,8 @@ class SimpleCookieStorage(CookieStorage):
     Takes the options of `AbstractStorage` and `LifecycleStorage`.
     """
 
+    _AUTHENTICATED = False
+
     def seal(self, payload: bytes) -> str:
         """Return the payload as it is."""
         return payload.decode("utf-8")

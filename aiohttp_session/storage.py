@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import abc
-import math
+import logging
 import re
-import time
-import warnings
 from collections.abc import Callable
 from http.cookies import CookieError
-from typing import Any, TypedDict
+from typing import Any, NoReturn, TypedDict
 
 import aiohttp
 from aiohttp import hdrs, web
 
-from ._core import Session, decode, dumps, find_cookie
+from ._core import Session, decode, dumps, find_cookie, find_strict
+from ._options import show_options
 from ._set_cookie import CookieWriter
-from .log import log
+from .cookie_rules import check_texts, has_prefix
+from .log import RateLimited, log
 
 # The parser whose results find_cookie reproduces is that of aiohttp 3.13.3 and later.
 _PARSER_IS_KNOWN = tuple(map(int, re.findall(r"\d+", aiohttp.__version__)[:3])) >= (3, 13, 3)
 _COOKIE_LIMIT = 4096  # bytes: what a browser must keep at least (RFC 6265, 6.1)
+_TOO_LARGE = (
+    "The session cookie has %d bytes. Browsers drop cookies of more than %d, and the session with "
+    "them: keep less in it, or use a server storage such as RedisStorage"
+)
+_SEVERAL = (
+    "A request has several cookies of the session cookie's name; none is used, since one may have "
+    "been planted"
+)
 
 
 class SessionData(TypedDict, total=False):
@@ -54,18 +62,23 @@ class CookieOptions(TypedDict, total=False):
     httponly: bool
     samesite: str | None
     partitioned: bool
+    strict_cookies: bool
     encoder: Callable[[object], str | bytes]
     decoder: Callable[[str], Any]
 
 
+@show_options
 class AbstractStorage(abc.ABC):
     """Where sessions are kept, and the cookie that leads to them.
 
     A storage of your own implements `load_session` and `save_session`, by way of `load_cookie`
     and `save_cookie`.
 
-    :param cookie_name: the cookie's name. ``__Host-`` and ``__Secure-`` names are checked against
-        what browsers ask of them (RFC 6265bis, 4.1.3).
+    Where browsers will not take the cookie as the options have it, there is a UserWarning when
+    the first one is written: `cookie_params` may change until then.
+
+    :param cookie_name: the cookie's name. With ``__Host-`` in front, browsers take it from this
+        host alone; it needs ``secure`` (RFC 6265bis, 4.1.3).
     :param domain: the hosts that get the cookie; by default just the one that set it.
     :param max_age: seconds from its last save after which a session is over. By default it ends
         with the browser's own session.
@@ -74,10 +87,16 @@ class AbstractStorage(abc.ABC):
     :param httponly: hide the cookie from JavaScript.
     :param samesite: ``"Strict"``, ``"Lax"`` or ``"None"``; by default the browser decides.
     :param partitioned: keep the cookie apart for each top-level site (CHIPS); needs ``secure``.
+        A name of its own keeps it from meeting older cookies that are not partitioned.
+    :param strict_cookies: read the Cookie header as browsers write it (RFC 6265bis, 5.8.3) and
+        not as aiohttp does, where blanks and quotes in another cookie's value can hide or plant
+        a session's. Of two cookies of the name none counts. ``__Host-`` and other prefixed names
+        are always read so.
     :param encoder: makes text of the payload, ``{"created": int, "session": dict}``; by default
         JSON, just as the standard ``json`` but compact.
     :param decoder: the reverse of the encoder; ValueError means that the text is damaged.
-    :raises ValueError: for options that browsers refuse together.
+    :raises ValueError: for a name, domain or path with characters that can't be in one, and for
+        partitioned=True without ``secure``.
     """
 
     def __init__(
@@ -91,9 +110,14 @@ class AbstractStorage(abc.ABC):
         httponly: bool = True,
         samesite: str | None = None,
         partitioned: bool = False,
+        strict_cookies: bool = False,
         encoder: Callable[[object], str | bytes] | None = None,
         decoder: Callable[[str], Any] | None = None,
+        **misspelt: NoReturn,
     ) -> None:
+        if misspelt:
+            raise TypeError(f"{type(self).__name__} has no option {next(iter(misspelt))!r}")
+        check_texts(cookie_name, domain, path)
         self._cookie_name = cookie_name
         self._cookie_params: _CookieParams = {
             "domain": domain,
@@ -104,14 +128,19 @@ class AbstractStorage(abc.ABC):
             "samesite": samesite,
         }
         if partitioned:
+            if not secure:
+                raise ValueError("partitioned=True needs secure=True")
             self._cookie_params["partitioned"] = True
-        _check_cookie(cookie_name, self._cookie_params)
+        self._strict_cookies = strict_cookies
+        self._name_read = ""  # for which the next one holds
+        self._reads_strictly = False
         self._max_age = max_age
         # Typed as Any for subclasses written against the reference package, where it gives str.
         self._encoder: Any = dumps if encoder is None else encoder
         self._decoder: Callable[[str], Any] = decode if decoder is None else decoder
         self._writer = CookieWriter()
-        self._size_reported = -math.inf
+        self._too_large = RateLimited(logging.ERROR, _TOO_LARGE, seconds=60)
+        self._several = RateLimited(logging.WARNING, _SEVERAL, seconds=1)
 
     @property
     def cookie_name(self) -> str:
@@ -150,15 +179,23 @@ class AbstractStorage(abc.ABC):
 
     def load_cookie(self, request: web.Request) -> str | None:
         """Return the value of the session's cookie, or None if the request has none."""
-        if _PARSER_IS_KNOWN:
+        name = self._cookie_name
+        if name is not self._name_read:
+            self._reads_strictly = self._strict_cookies or has_prefix(name)
+            self._name_read = name
+        strict = self._reads_strictly
+        if strict or _PARSER_IS_KNOWN:
             header = request.headers.get(hdrs.COOKIE)
             if header is None:
                 return None
-            value = find_cookie(header, self._cookie_name)
+            value = find_strict(header, name) if strict else find_cookie(header, name)
             if not isinstance(value, bool):
                 return value
+            if strict:
+                self._several.log()
+                return None
         try:
-            return request.cookies.get(self._cookie_name)
+            return request.cookies.get(name)
         except CookieError:  # aiohttp before 3.12, for a foreign cookie with an illegal name
             return None
 
@@ -174,14 +211,8 @@ class AbstractStorage(abc.ABC):
         size = self._writer.write(
             response, self._cookie_name, cookie_data, self._cookie_params, max_age
         )
-        if size > _COOKIE_LIMIT and time.monotonic() - self._size_reported >= 60:
-            self._size_reported = time.monotonic()
-            log.error(
-                "The session cookie has %d bytes. Browsers drop cookies of more than %d, and the "
-                "session with them: keep less in it, or use a server storage such as RedisStorage",
-                size,
-                _COOKIE_LIMIT,
-            )
+        if size > _COOKIE_LIMIT:
+            self._too_large.log(size, _COOKIE_LIMIT)
 
     async def _save_late(self, session: Session) -> None:
         """Keep what changed after the response's headers had been sent."""
@@ -190,22 +221,3 @@ class AbstractStorage(abc.ABC):
             "%s keeps it with the cookie, and the headers are sent",
             type(self).__name__,
         )
-
-
-def _check_cookie(name: str, params: _CookieParams) -> None:
-    secure = params["secure"]
-    if name.lower().startswith("__host-") and not (
-        secure and params["path"] == "/" and not params["domain"]
-    ):
-        raise ValueError(f"cookie_name {name!r} needs secure=True, path='/' and no domain")
-    if name.lower().startswith("__secure-") and not secure:
-        raise ValueError(f"cookie_name {name!r} needs secure=True")
-    samesite = params["samesite"]
-    if samesite and samesite.lower() not in {"strict", "lax", "none"}:
-        raise ValueError(f"samesite must be 'Strict', 'Lax', 'None' or None, not {samesite!r}")
-    if samesite and samesite.lower() == "none" and not secure:
-        warnings.warn(
-            "Browsers drop a cookie with samesite='None' that has not secure=True", stacklevel=4
-        )
-    if "partitioned" in params and not secure:
-        raise ValueError("partitioned=True needs secure=True")

@@ -4,7 +4,7 @@
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memchr, memcmp, memcpy
 
 from . import _cookies_py
 
@@ -158,8 +158,54 @@ def find_cookie(header, name):
     if found_start < 0:
         return None
     if found_start < found_end and text[found_start] == c'"':
-        return _unquote(text + found_start + 1, found_end - found_start - 2)
+        return _unquote(text + found_start + 1, found_end - found_start - 2, False)
     return PyUnicode_Substring(header, found_start, found_end)
+
+
+def find_strict(header, name):
+    """Find the value of one cookie in a Cookie header as browsers write it (RFC 6265bis, 5.8.3).
+
+    A pair ends at a semicolon and nowhere else, its name goes up to the first ``=``, and spaces
+    and tabs around either are no part of them.
+
+    :return: without the quotes and escapes of `quote`; None if the header has no such cookie,
+        False if it has several.
+    """
+    if not (type(header) is str and type(name) is str):
+        return _cookies_py.find_strict(header, name)
+    if not (PyUnicode_IS_ASCII(header) and PyUnicode_IS_ASCII(name)):
+        return _cookies_py.find_strict(header, name)
+    cdef Py_ssize_t wanted_length = PyUnicode_GET_LENGTH(name)
+    cdef const unsigned char* wanted = PyUnicode_1BYTE_DATA(name)
+    cdef const unsigned char* text = PyUnicode_1BYTE_DATA(header)
+    cdef const unsigned char* end = text + PyUnicode_GET_LENGTH(header)
+    cdef const unsigned char* stop
+    cdef const unsigned char* found = NULL
+    cdef const unsigned char* found_end = NULL
+    if not _is_token(wanted, wanted_length):
+        return _cookies_py.find_strict(header, name)
+    # The ends need no check: the byte after an ASCII str's text is 0.
+    while True:
+        text = _skip_blanks(text)
+        stop = <const unsigned char*>memchr(text, c";", end - text)
+        if stop is NULL:
+            stop = end
+        if stop - text > wanted_length and not memcmp(text, wanted, wanted_length):
+            text = _skip_blanks(text + wanted_length)
+            if text[0] == c"=":
+                if found is not NULL:
+                    return False
+                found, found_end = _skip_blanks(text + 1), stop
+        if stop == end:
+            break
+        text = stop + 1
+    if found is NULL:
+        return None
+    while found_end > found and (found_end[-1] == c" " or found_end[-1] == c"\t"):
+        found_end -= 1
+    if found_end - found < 2 or found[0] != c'"' or found_end[-1] != c'"':
+        return PyUnicode_DecodeLatin1(<const char*>found, found_end - found, NULL)
+    return _unquote(found + 1, found_end - found - 2, True)
 
 
 def quote(value):
@@ -347,6 +393,12 @@ cdef bint _is_token(const unsigned char* text, Py_ssize_t length) noexcept:
     return length > 0
 
 
+cdef const unsigned char* _skip_blanks(const unsigned char* text) noexcept:
+    while text[0] == c" " or text[0] == c"\t":
+        text += 1
+    return text
+
+
 cdef Py_ssize_t _skip_value(const unsigned char* text, Py_ssize_t i, Py_ssize_t end) noexcept:
     # Eight characters of ASCII at a time: the top bit of each byte of `plain` says whether it is
     # above the space, and not DEL nor one of three others. No byte carries into the next.
@@ -371,7 +423,7 @@ cdef Py_ssize_t _skip_printable(const unsigned char* text, Py_ssize_t i) noexcep
     return i
 
 
-cdef object _unquote(const unsigned char* text, Py_ssize_t length):
+cdef object _unquote(const unsigned char* text, Py_ssize_t length, bint with_controls):
     """Undo the escapes of a quoted value; False if it hides a control character.
 
     Newer versions of Python refuse those.
@@ -385,7 +437,7 @@ cdef object _unquote(const unsigned char* text, Py_ssize_t length):
         while i < length:
             code = text[i]
             i += 1
-            if code == c"\\":
+            if code == c"\\" and i < length and text[i] != c"\n":
                 code = text[i]
                 i += 1
                 if (
@@ -396,7 +448,7 @@ cdef object _unquote(const unsigned char* text, Py_ssize_t length):
                 ):
                     code = ((code - c"0") << 6) + ((text[i] - c"0") << 3) + text[i + 1] - c"0"
                     i += 2
-                    if code < 32 or code == 127:
+                    if (code < 32 or code == 127) and not with_controls:
                         return False
             out[size] = code
             size += 1

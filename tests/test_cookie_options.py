@@ -68,20 +68,42 @@ def test_an_unpartitioned_cookie_says_nothing_of_it() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cookie_name": "__Host-s"}, "needs secure=True, path='/' and no domain"),
+        ({"cookie_name": "__Host-s"}, "drop.*needs secure=True, path='/' and no domain"),
         ({"cookie_name": "__Host-s", "secure": True, "path": "/a"}, "path='/'"),
         ({"cookie_name": "__Host-s", "secure": True, "domain": "a.b"}, "no domain"),
         ({"cookie_name": "__host-s"}, "'__host-s' needs secure=True"),
         ({"cookie_name": "__Secure-s"}, "'__Secure-s' needs secure=True"),
         ({"cookie_name": "__SECURE-s"}, "needs secure=True"),
-        ({"samesite": "lax "}, "'Strict', 'Lax', 'None' or None, not 'lax '"),
-        ({"samesite": "yes"}, "not 'yes'"),
-        ({"partitioned": True}, "partitioned=True needs secure=True"),
+        ({"cookie_name": "__Http-s", "secure": True, "httponly": False}, "and httponly=True"),
+        ({"cookie_name": "__Http-s"}, "needs secure=True and"),
+        (
+            {"cookie_name": "__Host-Http-s", "secure": True, "httponly": False},
+            "httponly=True, path",
+        ),
+        ({"samesite": "lax "}, "ignore samesite='lax '.*'Strict', 'Lax' and 'None'"),
+        ({"samesite": "Foo"}, "'Foo'"),
+        ({"samesite": True}, "samesite=True"),
+        ({"samesite": "None"}, "drop a cookie with samesite='None'"),
+        ({"samesite": "none"}, "has not secure=True"),
     ],
 )
-def test_options_that_browsers_refuse_are_refused(options: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        SimpleCookieStorage(**options)
+def test_options_that_browsers_refuse_are_warned_of_at_the_first_cookie(
+    options: Any, message: str
+) -> None:
+    storage = make_quietly(**options)
+    response = web.Response()
+    with pytest.warns(UserWarning, match=message):
+        storage.save_cookie(response, "x")
+    assert storage.cookie_name in response.cookies  # it is sent all the same
+    storage.save_cookie(response, "")  # and this is not said again, which would be an error here
+    storage.cookie_params["path"] = "/changed"
+    storage.save_cookie(response, "x")
+
+
+def make_quietly(**options: Any) -> SimpleCookieStorage:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return SimpleCookieStorage(**options)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +111,8 @@ def test_options_that_browsers_refuse_are_refused(options: Any, message: str) ->
     [
         {"cookie_name": "__Host-s", "secure": True},
         {"cookie_name": "__Secure-s", "secure": True, "path": "/a", "domain": "a.b"},
+        {"cookie_name": "__Http-s", "secure": True, "domain": "a.b"},
+        {"cookie_name": "__Host-Http-s", "secure": True},
         {"cookie_name": "__Hosts"},
         {"samesite": "strict"},
         {"samesite": "None", "secure": True},
@@ -98,15 +122,51 @@ def test_options_that_browsers_refuse_are_refused(options: Any, message: str) ->
     ],
 )
 def test_options_that_browsers_take_are_taken(options: Any) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        SimpleCookieStorage(**options)
+    make_quietly(**options).save_cookie(web.Response(), "x")
 
 
-@pytest.mark.parametrize("samesite", ["None", "none"])
-def test_samesite_none_without_secure_is_warned_about(samesite: str) -> None:
-    with pytest.warns(UserWarning, match="samesite='None'"):
-        SimpleCookieStorage(samesite=samesite)
+def test_what_is_mended_before_the_first_cookie_is_no_matter() -> None:
+    storage = make_quietly(cookie_name="__Host-s", samesite="None")
+    storage.cookie_params["secure"] = True
+    storage.save_cookie(web.Response(), "x")
+
+
+def test_what_is_spoilt_later_is_warned_of() -> None:
+    storage = make_quietly(partitioned=True, secure=True)
+    storage.save_cookie(web.Response(), "x")
+    storage.cookie_params["secure"] = False
+    with pytest.warns(UserWarning, match="partitioned=True"):
+        storage.save_cookie(web.Response(), "x")
+
+
+def test_a_partitioned_cookie_must_be_secure() -> None:
+    with pytest.raises(ValueError, match="partitioned=True needs secure=True"):
+        SimpleCookieStorage(partitioned=True)
+
+
+ENDS = [";", "\r", "\n", "\x00", "\x1f", "\x7f"]
+
+
+@pytest.mark.parametrize("option", ["domain", "path"])
+@pytest.mark.parametrize("character", [*ENDS, "\t", "\x80", "\xe4", "\u2000"])
+def test_attributes_end_where_they_should(option: str, character: str) -> None:
+    text = f"/a{character} Path=/evil"
+    with pytest.raises(ValueError, match=f"{option} must be printable ASCII") as caught:
+        SimpleCookieStorage(**{option: text})  # type: ignore[arg-type]
+    assert ascii(text).strip("'")[:3] in ascii(str(caught.value))
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a b", "a=b", *(f"a{end}" for end in [*ENDS, "\t", "\u2000"])]
+)
+def test_names_that_no_cookie_can_have(name: str) -> None:
+    with pytest.raises(ValueError, match="cookie_name must be a name without"):
+        SimpleCookieStorage(cookie_name=name)
+
+
+@pytest.mark.parametrize("options", [{"path": None}, {"path": "/a b,c"}, {"domain": ".a.b"}])
+def test_odd_attributes_that_are_harmless(options: Any) -> None:
+    make_quietly(**options).save_cookie(web.Response(), "x")
 
 
 def test_the_limit_counts_name_value_and_attributes(caplog: pytest.LogCaptureFixture) -> None:

@@ -29,7 +29,8 @@ def look_up(header: str, name: str = "N") -> tuple[str | None, str | None]:
     """Look for a cookie as the storage does, and as aiohttp does."""
     request = make_request(header)
     if name not in _storages:
-        _storages[name] = SimpleCookieStorage(cookie_name=name)
+        _storages[name] = SimpleCookieStorage()
+        _storages[name]._cookie_name = name  # of any shape
     found = _storages[name].load_cookie(request)
     try:
         return found, request.cookies.get(name)

@@ -343,9 +343,9 @@ async def test_max_age_zero_lasts_for_the_moment(make_storage: MakeStorage) -> N
 async def test_a_clock_that_was_set_back_ends_no_session_and_keeps_it_alive(
     kind: str, clock: Clock
 ) -> None:
-    # Cookies that carry their time of sealing don't trust one from the future.
-    max_age = None if kind in {"fernet", "siv"} else 100
-    browser = Browser(make(kind, max_age=max_age, touch_after=30, lifetime=1000))
+    # Sealed cookies with a limit don't trust a time from the future.
+    limits = {} if kind in {"fernet", "siv", "nacl"} else {"max_age": 100, "lifetime": 1000}
+    browser = Browser(make(kind, touch_after=30, **limits))
     await browser.set(a=1)
     clock.now -= 3600
     contents, response = await read(browser)
@@ -355,6 +355,49 @@ async def test_a_clock_that_was_set_back_ends_no_session_and_keeps_it_alive(
     contents, response = await read(browser)
     assert contents == {"a": 1}
     assert not response.cookies
+
+
+SEALED_WITHOUT_TIME = [
+    *(("nacl", "max_age"), ("nacl", "lifetime"), ("fernet", "lifetime"), ("siv", "lifetime")),
+]
+
+
+@pytest.mark.parametrize(("kind", "limit"), SEALED_WITHOUT_TIME)
+async def test_a_cookie_that_a_fast_clock_made_does_not_outlive_its_limit(
+    kind: str, limit: str, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    browser = Browser(make(kind, **{limit: 100}))
+    await browser.set(a=1)
+    clock.now -= 61
+    session = await browser.load()
+    assert session.new
+    assert session == {}
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "could not be read" in caplog.text
+    clock.now += 1
+    assert await browser.load() == {"a": 1}
+
+
+@pytest.mark.parametrize("kind", ["nacl", "fernet", "siv"])
+async def test_resealing_does_not_hide_an_issue_date_in_the_future(kind: str, clock: Clock) -> None:
+    browser = Browser(make(kind, max_age=1000, lifetime=100))
+
+    def issue_too_late(session: Session) -> None:
+        session._issued = int(clock.now) + 61
+        session["a"] = 1
+
+    await browser.do(issue_too_late)
+    assert (await browser.load()).new
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("nacl", None), ("simple", "max_age")])
+async def test_without_a_limit_or_a_seal_any_time_is_good(
+    kind: str, limit: str | None, clock: Clock
+) -> None:
+    browser = Browser(make(kind, **({limit: 100} if limit else {})))
+    await browser.set(a=1)
+    clock.now -= 3600
+    assert await browser.load() == {"a": 1}
 
 
 @pytest.mark.parametrize("option", ["touch_after", "lifetime"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -579,3 +581,36 @@ async def test_a_request_may_be_loaded_by_hand() -> None:
     storage = SimpleCookieStorage()
     session = await storage.load_session(make_request(f'{NAME}="{{\\"session\\":{{\\"a\\":1}}}}"'))
     assert session == {"a": 1}
+
+
+SETS_THE_KEYS = """
+import asyncio
+import subprocess
+import sys
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
+from aiohttp_session import SimpleCookieStorage, get_session, setup
+
+async def handler(request):
+    for name, suffix in ((None, ""), ("admin", ".admin")):
+        request["aiohttp_session" + suffix] = await get_session(request, name)
+        storage = request["aiohttp_session_storage" + suffix]
+        request["aiohttp_session_storage" + suffix] = storage
+    return web.Response()
+
+async def visit(request):
+    app = web.Application()
+    setup(app, SimpleCookieStorage())
+    setup(app, SimpleCookieStorage(cookie_name="ADMIN"), name="admin")
+    outer, inner = app.middlewares
+    await outer(request, lambda request: inner(request, handler))
+
+asyncio.run(visit(make_mocked_request("GET", "/")))
+print("no warning")
+"""
+
+
+def test_whoever_sets_the_keys_again_is_not_warned_of_them() -> None:
+    command = [sys.executable, "-W", "error", "-c", SETS_THE_KEYS]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == "no warning\n", done.stderr

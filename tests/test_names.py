@@ -46,7 +46,7 @@ STORAGES: list[tuple[type[Any], str | None]] = [
     "name",
     [
         *("AbstractStorage", "Session", "SessionData", "SimpleCookieStorage", "get_session"),
-        *("new_session", "session_middleware", "setup", "_CookieParams", "Handler"),
+        *("new_session", "session_middleware", "setup", "_CookieParams", "Handler", "recommended"),
     ],
 )
 def test_public_names(name: str) -> None:

@@ -161,6 +161,14 @@ def test_find_cookie(header: str, name: str) -> None:
     same(_cookies_c, _cookies_py, "find_cookie", header, name)
 
 
+@TEXTS
+@given(
+    COOKIE_HEADERS | st.text('N=;" \t\\07\n\xe4\u2000', max_size=14), COOKIE_NAMES | st.just("N ")
+)
+def test_find_strict(header: str, name: str) -> None:
+    same(_cookies_c, _cookies_py, "find_strict", header, name)
+
+
 @pytest.mark.skipif(not storage._PARSER_IS_KNOWN, reason="aiohttp has another parser here")
 @TEXTS
 @given(COOKIE_HEADERS, COOKIE_NAMES)
@@ -196,6 +204,8 @@ class Text(str):
 def test_cookies_of_other_types(header: Any) -> None:
     same(_cookies_c, _cookies_py, "find_cookie", header, "N")
     same(_cookies_c, _cookies_py, "find_cookie", "N=1", header)
+    same(_cookies_c, _cookies_py, "find_strict", header, "N")
+    same(_cookies_c, _cookies_py, "find_strict", "N=1", header)
     same(_cookies_c, _cookies_py, "quote", header)
 
 

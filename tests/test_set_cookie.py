@@ -19,6 +19,8 @@ from pytest_aiohttp.plugin import AiohttpClient
 from aiohttp_session import SimpleCookieStorage, get_session, setup
 from tests.conftest import Clock
 
+pytestmark = pytest.mark.filterwarnings("ignore:Browsers ignore samesite")
+
 EPOCH = "Thu, 01 Jan 1970 00:00:00 GMT"
 
 Action = Callable[[web.Response], object]
@@ -128,12 +130,11 @@ def test_on_top_of_earlier_cookies_and_with_options_that_change(
     assert outcome(by_storage) == outcome(by_hand)
 
 
-@pytest.mark.parametrize(
-    "name", ["path", "Expires", "max-age", "a b", "a;", "a,", "\xe4", "", "a="]
-)
+@pytest.mark.parametrize("name", ["path", "Expires", "max-age", "a,", "a[b]", "\xe4", "a b", ""])
 @pytest.mark.parametrize("value", ["x", ""])
 def test_reserved_and_illegal_names_raise(name: str, value: str) -> None:
-    storage = make(cookie_name=name)
+    storage = make()
+    storage._cookie_name = name
     for max_age in (None, 10, None):
         response = web.Response()
         with pytest.raises(CookieError) as caught:

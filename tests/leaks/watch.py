@@ -53,6 +53,10 @@ def cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
             _cookies_c.find_cookie,
             [("a=1; N=xyz; b=2", "N"), (r'N="\"\054\303"; a', "N"), (r'N="\001"', "N"), ("é", "N")],
         ),
+        "find_strict": (
+            _cookies_c.find_strict,
+            [("a=1; N=xyz", "N"), (r'N="\"\054\303"; a', "N"), ("N=1; N=2", "N"), ("é", "N")],
+        ),
         "quote": (_cookies_c.quote, [("plain",), ('{"a": 1, "b": ";"}',), ("é",)]),
         "seal_siv": (
             _cookies_c.seal_siv,
