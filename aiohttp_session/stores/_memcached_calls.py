@@ -9,6 +9,7 @@ from typing import Any
 
 import aiomcache
 
+from ._memcached_protocol import encode_key, expiry
 from .batch import Batch
 from .per_loop import PerLoop
 
@@ -33,37 +34,37 @@ class Calls:
         self._client = client
         self._batches: PerLoop[Batch[Any, Any]] = PerLoop(lambda: Batch(_run, timeout=timeout))
 
-    def read(self, key: bytes) -> asyncio.Future[bytes | None]:
+    def read(self, key: str) -> asyncio.Future[bytes | None]:
         return self._call("get", key, droppable=True)
 
-    async def create(self, key: bytes, payload: bytes, expiry: int) -> None:
-        await self._call("set", key, payload, exptime=expiry)
+    async def create(self, key: str, payload: bytes, ttl: int | None) -> None:
+        await self._call("set", key, payload, exptime=expiry(ttl))
 
-    async def update(self, key: bytes, payload: bytes, expiry: int) -> bool:
+    async def update(self, key: str, payload: bytes, ttl: int | None) -> bool:
         while True:
             record, token = await self._call("gets", key, droppable=True)
             if record is None:
                 return False
-            if await self._call("cas", key, payload, token, exptime=expiry):
+            if await self._call("cas", key, payload, token, exptime=expiry(ttl)):
                 return True
 
-    async def swap(self, key: bytes, expected: bytes, payload: bytes, expiry: int) -> bool:
+    async def swap(self, key: str, expected: bytes, payload: bytes, ttl: int | None) -> bool:
         record, token = await self._call("gets", key, droppable=True)
         if record != expected:
             return False
-        return bool(await self._call("cas", key, payload, token, exptime=expiry))
+        return bool(await self._call("cas", key, payload, token, exptime=expiry(ttl)))
 
-    async def delete(self, key: bytes) -> None:
+    async def delete(self, key: str) -> None:
         await self._call("delete", key)
 
     async def finish(self) -> None:
         await self._batches.get().finish()
 
     def _call(
-        self, name: str, *arguments: Any, droppable: bool = False, **options: int
+        self, name: str, key: str, *arguments: Any, droppable: bool = False, **options: int
     ) -> asyncio.Future[Any]:
-        call = partial(getattr(self._client, name), *arguments, **options)
-        size = len(arguments[1]) if len(arguments) > 1 else 0
+        call = partial(getattr(self._client, name), encode_key(key), *arguments, **options)
+        size = len(arguments[0]) if arguments else 0
         return self._batches.get().submit(call, size, droppable=droppable)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncGenerator, Callable, Mapping
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from weakref import ref
 
 from ._memcached_connection import AnyCommand, Connection
 from ._memcached_protocol import Command, ConnectionLostError, Retrieval, Waiters
+
+_AnyCommand = TypeVar("_AnyCommand", Retrieval, Command)
 
 _CLOGGED = 64 * 1024  # bytes under way on a connection, beyond which others take another
 _KEYS_LIMIT = 64  # keys in one command
@@ -79,41 +81,34 @@ class Client:
 
     def take_token(self, key: bytes) -> bytes | None:
         """Return, and forget, the token of the version of a record that was last read."""
-        older = self._older_tokens.pop(key, None)
-        return self._tokens.pop(key, older)
+        return self._tokens.pop(key, None) or self._older_tokens.pop(key, None)
 
     def gets(self, key: bytes, deadline: float) -> asyncio.Future[tuple[bytes | None, bytes]]:
-        """Ask for a record, and the token with which `store` replaces just this version of it."""
-        loop = self._loop()
-        future: asyncio.Future[tuple[bytes | None, bytes]] = loop.create_future()
-        self._submit(Retrieval({key: [future]}, None, deadline), loop)
+        """Ask for a record, and the token with which `cas` replaces just this version of it."""
+        future: asyncio.Future[tuple[bytes | None, bytes]] = self._loop().create_future()
+        self._submit(Retrieval({key: [future]}, None, deadline))
         return future
 
-    def store(
-        self,
-        name: bytes,
-        key: bytes,
-        payload: bytes,
-        expiry: int,
-        deadline: float,
-        token: bytes | None = None,
+    def add(
+        self, key: bytes, payload: bytes, expires: int, deadline: float
     ) -> asyncio.Future[bytes]:
-        """Store a record with ``add`` or ``cas``; return the reply."""
-        line = b"%b %b 0 %d %d" % (name, key, expiry, len(payload))
-        if token is not None:
-            line = b"%b %b" % (line, token)
-        loop = self._loop()
+        """Store a record if there is none; return the reply."""
         size = len(payload)
-        command = Command(name, b"%b\r\n%b\r\n" % (line, payload), size, deadline, loop)
-        self._submit(command, loop)
-        return command.future
+        data = b"add %b 0 %d %d\r\n%b\r\n" % (key, expires, size, payload)
+        return self._submit(Command(b"add", data, size, deadline, self._loop())).future
+
+    def cas(
+        self, key: bytes, payload: bytes, expires: int, deadline: float, token: bytes
+    ) -> asyncio.Future[bytes]:
+        """Replace the version of a record that a token tells; return the reply."""
+        size = len(payload)
+        data = b"cas %b 0 %d %d %b\r\n%b\r\n" % (key, expires, size, token, payload)
+        return self._submit(Command(b"cas", data, size, deadline, self._loop())).future
 
     def delete(self, key: bytes, deadline: float) -> asyncio.Future[bytes]:
         """Delete a record; return the reply."""
-        loop = self._loop()
-        command = Command(b"delete", b"delete %b\r\n" % key, 0, deadline, loop)
-        self._submit(command, loop)
-        return command.future
+        data = b"delete %b\r\n" % key
+        return self._submit(Command(b"delete", data, 0, deadline, self._loop())).future
 
     async def finish(self) -> None:
         """Wait until nothing is under way, for as long as a command may take; then close."""
@@ -134,13 +129,14 @@ class Client:
         self._close()
         await asyncio.sleep(0)  # the transports close in this iteration of the loop
 
-    def _submit(self, command: AnyCommand, loop: asyncio.AbstractEventLoop) -> None:
+    def _submit(self, command: _AnyCommand) -> _AnyCommand:
         self._commands.append(command)
         self._queued += 1
         if self._queued == 1:
-            self._schedule(loop)
+            self._schedule(self._loop())
         if command.deadline < self._timer_at:
-            self._set_timer(command.deadline, loop)
+            self._set_timer(command.deadline, self._loop())
+        return command
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
         """Have the first command in the queue sent, with all others of this iteration."""

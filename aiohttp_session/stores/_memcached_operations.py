@@ -26,49 +26,59 @@ import asyncio
 
 from . import UnsettledError
 from ._memcached_client import Client
-from ._memcached_protocol import EXISTS, STORED, ConnectionLostError
+from ._memcached_protocol import EXISTS, STORED, ConnectionLostError, encode_key, expiry
 
 
 class Operations:
-    """The operations of a store on a client; expiries are as memcached takes them."""
+    """The operations of a store, on a client; see `Store`."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    def read(self, key: bytes) -> asyncio.Future[bytes | None]:
-        return self._client.get(key)
+    def read(self, key: str) -> asyncio.Future[bytes | None]:
+        return self._client.get(encode_key(key))
 
-    async def create(self, key: bytes, payload: bytes, expiry: int) -> None:
+    async def create(self, key: str, payload: bytes, ttl: int | None) -> None:
+        name, expires = encode_key(key), expiry(ttl)
         deadline = self._client.deadline()
-        while not await self._add(key, payload, expiry, deadline):
-            if await self._replace(key, payload, expiry, deadline, None):
+        while not await self._add(name, payload, expires, deadline):
+            if await self._replace(name, payload, expires, deadline):
                 return
 
-    async def update(self, key: bytes, payload: bytes, expiry: int) -> bool:
-        token = self._client.take_token(key)
-        return await self._replace(key, payload, expiry, self._client.deadline(), token)
+    async def update(self, key: str, payload: bytes, ttl: int | None) -> bool:
+        name, expires, deadline = encode_key(key), expiry(ttl), self._client.deadline()
+        token = self._client.take_token(name)
+        if token is None:
+            return await self._replace(name, payload, expires, deadline)
+        try:  # as `_cas` does, but for one call, of all operations in the one that is done most
+            reply = await self._client.cas(name, payload, expires, deadline, token)
+        except ConnectionLostError:
+            reply = await self._repeat_cas(name, payload, expires, deadline, token)
+        if reply == EXISTS:  # somebody else wrote since it was read, and this is the last write
+            return await self._replace(name, payload, expires, deadline)
+        return reply == STORED
 
-    async def swap(self, key: bytes, expected: bytes, payload: bytes, expiry: int) -> bool:
-        deadline = self._client.deadline()
-        record, token = await self._client.gets(key, deadline)
+    async def swap(self, key: str, expected: bytes, payload: bytes, ttl: int | None) -> bool:
+        name, deadline = encode_key(key), self._client.deadline()
+        record, token = await self._client.gets(name, deadline)
         if record != expected:
             return False
-        return await self._cas(key, payload, expiry, deadline, token) == STORED
+        return await self._cas(name, payload, expiry(ttl), deadline, token) == STORED
 
-    async def delete(self, key: bytes) -> None:
-        deadline = self._client.deadline()
+    async def delete(self, key: str) -> None:
+        name, deadline = encode_key(key), self._client.deadline()
         try:
-            await self._client.delete(key, deadline)
+            await self._client.delete(name, deadline)
         except ConnectionLostError:
-            await self._client.delete(key, deadline)
+            await self._client.delete(name, deadline)
 
     async def finish(self) -> None:
         await self._client.finish()
 
-    async def _add(self, key: bytes, payload: bytes, expiry: int, deadline: float) -> bool:
+    async def _add(self, key: bytes, payload: bytes, expires: int, deadline: float) -> bool:
         """Store a record if there is none; return whether it was."""
         try:
-            reply = await self._client.store(b"add", key, payload, expiry, deadline)
+            reply = await self._client.add(key, payload, expires, deadline)
         except ConnectionLostError:
             record, _ = await self._client.gets(key, deadline)
             if record != payload:
@@ -76,31 +86,32 @@ class Operations:
             return True
         return reply == STORED
 
-    async def _replace(
-        self, key: bytes, payload: bytes, expiry: int, deadline: float, token: bytes | None
-    ) -> bool:
-        """Replace a record, whatever version of it there is; return False if there is none."""
+    async def _replace(self, key: bytes, payload: bytes, expires: int, deadline: float) -> bool:
+        """Replace whatever version of a record there is; return False if there is none."""
         while True:
-            if token is None:
-                record, token = await self._client.gets(key, deadline)
-                if record is None:
-                    return False
-            reply = await self._cas(key, payload, expiry, deadline, token)
-            if reply != EXISTS:
-                return reply == STORED
-            token = None
+            record, token = await self._client.gets(key, deadline)
+            if record is None:
+                return False
+            if await self._cas(key, payload, expires, deadline, token) == STORED:
+                return True
 
     async def _cas(
-        self, key: bytes, payload: bytes, expiry: int, deadline: float, token: bytes
+        self, key: bytes, payload: bytes, expires: int, deadline: float, token: bytes
     ) -> bytes:
-        """Replace a version of a record; return the reply.
-
-        :raises UnsettledError: if it may have been done, and can't be done any more.
-        """
+        """Replace a version of a record; return the reply, or what it would have been."""
         try:
-            return await self._client.store(b"cas", key, payload, expiry, deadline, token)
+            return await self._client.cas(key, payload, expires, deadline, token)
         except ConnectionLostError:
-            reply = await self._client.store(b"cas", key, payload, expiry, deadline, token)
+            return await self._repeat_cas(key, payload, expires, deadline, token)
+
+    async def _repeat_cas(
+        self, key: bytes, payload: bytes, expires: int, deadline: float, token: bytes
+    ) -> bytes:
+        """Replace a version of a record that may have been replaced already.
+
+        :raises UnsettledError: if it may have been, and can't be any more.
+        """
+        reply = await self._client.cas(key, payload, expires, deadline, token)
         if reply != STORED:
             record, _ = await self._client.gets(key, deadline)
             if record != payload:

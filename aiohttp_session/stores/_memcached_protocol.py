@@ -6,13 +6,17 @@ See ``doc/protocol.txt`` of memcached.
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any, TypeAlias
 
 from aiomcache import ClientException
 
-from aiohttp_session._core import read_values
+from aiohttp_session._core import quote, read_values
 
 from .batch import _duplicate
+
+_RELATIVE_LIMIT = 30 * 24 * 60 * 60  # seconds: memcached takes a longer expiry for a Unix time
+_KEY_LIMIT = 250  # bytes
 
 STORED = b"STORED"
 EXISTS = b"EXISTS"
@@ -33,6 +37,26 @@ class ConnectionLostError(ConnectionResetError):
 
     The command may have been done, it may be done yet, or never.
     """
+
+
+def encode_key(key: str) -> bytes:
+    """Write a key as memcached takes it.
+
+    :raises ValueError: if it can't have it.
+    """
+    if len(key) > _KEY_LIMIT or quote(key) is None or " " in key:
+        raise ValueError(
+            "A memcached key is printable ASCII without spaces, and at most "
+            f"{_KEY_LIMIT} characters; this one has {len(key)}"
+        )
+    return key.encode("ascii")
+
+
+def expiry(ttl: int | None) -> int:
+    """Write a TTL as memcached takes it."""
+    if ttl is None:
+        return 0
+    return ttl if ttl <= _RELATIVE_LIMIT else int(time.time()) + ttl
 
 
 class Retrieval:
@@ -159,7 +183,10 @@ class Command:
         if end < 0:
             return position, False
         line = data[position:end]
-        self.settle(line if line in _REPLIES[self._name] else self._understand(line))
+        if line not in _REPLIES[self._name]:
+            self.settle(self._understand(line))
+        elif not self.future.done():
+            self.future.set_result(line)
         return end + 2, True
 
     def settle(self, result: object) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
+from collections.abc import Coroutine
+from typing import Any, TypeAlias, TypeVar
 
 import aiomcache
-
-from aiohttp_session._core import quote
 
 from . import Store
 from ._memcached_calls import CALLS, Calls, has_plain_calls
@@ -15,9 +14,10 @@ from ._memcached_client import Client
 from ._memcached_operations import Operations
 from .per_loop import PerLoop
 
-_RELATIVE_LIMIT = 30 * 24 * 60 * 60  # seconds: memcached takes a longer expiry for a Unix time
-_KEY_LIMIT = 250  # bytes
 _MAX_CONNECTIONS = 4
+
+_T = TypeVar("_T")
+_Result: TypeAlias = Coroutine[Any, Any, _T]
 
 
 class MemcachedStore(Store):
@@ -51,27 +51,29 @@ class MemcachedStore(Store):
 
     def read(self, key: str) -> asyncio.Future[bytes | None]:
         """Return the record under a key."""
-        return self._server().read(_encode(key))
+        return self._server().read(key)
 
-    async def create(self, key: str, payload: bytes, ttl: int | None) -> None:
+    # To await their coroutines here would make each 0.3 µs slower.
+
+    def create(self, key: str, payload: bytes, ttl: int | None) -> _Result[None]:
         """Store a record under a key, whether or not there is one."""
-        await self._server().create(_encode(key), payload, _expiry(ttl))
+        return self._server().create(key, payload, ttl)
 
-    async def update(self, key: str, payload: bytes, ttl: int | None) -> bool:
+    def update(self, key: str, payload: bytes, ttl: int | None) -> _Result[bool]:
         """Replace a record; return False, and do nothing, if there is none."""
-        return await self._server().update(_encode(key), payload, _expiry(ttl))
+        return self._server().update(key, payload, ttl)
 
-    async def swap(self, key: str, expected: bytes, payload: bytes, ttl: int | None) -> bool:
+    def swap(self, key: str, expected: bytes, payload: bytes, ttl: int | None) -> _Result[bool]:
         """Replace a record if it still is the expected one; return whether it was, atomically."""
-        return await self._server().swap(_encode(key), expected, payload, _expiry(ttl))
+        return self._server().swap(key, expected, payload, ttl)
 
-    async def delete(self, key: str) -> None:
+    def delete(self, key: str) -> _Result[None]:
         """Delete a record, if there is one."""
-        await self._server().delete(_encode(key))
+        return self._server().delete(key)
 
-    async def finish(self) -> None:
+    def finish(self) -> _Result[None]:
         """Wait for what is under way in this event loop, and close its connections."""
-        await self._server().finish()
+        return self._server().finish()
 
     def _server(self) -> Operations | Calls:
         # Calls may have been put into the client itself since, as tests do.
@@ -91,19 +93,3 @@ class MemcachedStore(Store):
             max_connections=min(_MAX_CONNECTIONS, pool._maxsize),
         )
         return Operations(client)
-
-
-def _encode(key: str) -> bytes:
-    if len(key) > _KEY_LIMIT or quote(key) is None or " " in key:
-        raise ValueError(
-            "A memcached key is printable ASCII without spaces, and at most "
-            f"{_KEY_LIMIT} characters; this one has {len(key)}"
-        )
-    return key.encode("ascii")
-
-
-def _expiry(ttl: int | None) -> int:
-    """Write a TTL as memcached takes it."""
-    if ttl is None:
-        return 0
-    return ttl if ttl <= _RELATIVE_LIMIT else int(time.time()) + ttl
