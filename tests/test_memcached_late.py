@@ -334,13 +334,12 @@ def test_reply_that_came_while_the_process_stood_still_is_read(
         store = make_store(memcached_server.port)
         await store.create("k", b"v1", None)
         (connection,) = client_of(store)._connections
-        # From here on every command is due by the time that somebody looks.
-        client_of(store)._timeout = connection._timeout = 0.001
+        client_of(store)._timeout = connection._timeout = 0.01
         client_of(store)._timer_at = float("inf")
         read = store.read("k")
         socket = connection._transport.get_extra_info("socket").fileno()  # type: ignore[union-attr]
         assert select.select([socket], [], [], 60)[0]
-        time.sleep(0.01)  # noqa: ASYNC251 - the process stands still
+        time.sleep(0.02)  # noqa: ASYNC251 - the process stands still until the read is overdue
         assert await read == b"v1"
         await store.finish()
 
