@@ -58,11 +58,8 @@ lint: .venv/has-lint
 bench: .venv/has-bench servers
 	$(BIN)/python -m benchmarks $(ARGS)
 
-docs: .venv/has-lint
-	mkdir -p build/docs
-	for page in README CHANGES; do \
-	    $(BIN)/python -m docutils --strict $$page.rst build/docs/$$page.html || exit; \
-	done
+docs: .venv/has-docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/docs
 
 clean:
 	rm -rf .venv .cache build dist *.egg-info aiohttp_session/*.so aiohttp_session/*.pyd

@@ -10,8 +10,10 @@ from .middleware import (
     session_middleware,
     setup,
 )
+from .owner_index import SessionInfo
 from .sealed_storage import CookieStorage
-from .server_storage import ConflictError, ServerStorage
+from .server_storage import ServerStorage
+from .settling import ConflictError
 from .simple_storage import SimpleCookieStorage
 from .storage import AbstractStorage, SessionData, _CookieParams
 from .stores import Store, UnsettledError
@@ -29,6 +31,7 @@ __all__ = (
     "ServerStorage",
     "Session",
     "SessionData",
+    "SessionInfo",
     "SimpleCookieStorage",
     "Store",
     "UnsettledError",

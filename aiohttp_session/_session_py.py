@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, MutableMapping
 from typing import Any
 
+from ._owner import check_owner, is_owner
 from ._payload_py import decode
 
 _SCALARS = frozenset((str, int, float, bool, type(None)))
@@ -38,6 +39,9 @@ class Session(MutableMapping[str, Any]):
     """What its containers held when it was made or last saved."""
     _issued: int | None = None
     """When the session was first saved, for an absolute lifetime."""
+    _listed: tuple[str, int | None] | None = None
+    """The owner in whose index a server storage has the session, and until when."""
+    _owner: str | None = None
     _record: bytes | None = None
     """The payload that a server storage holds of the session, as it was loaded."""
     _renew: bool = False
@@ -94,8 +98,31 @@ class Session(MutableMapping[str, Any]):
 
     @property
     def empty(self) -> bool:
-        """Whether the session holds nothing."""
-        return not self._mapping
+        """Whether the session holds nothing, and is nobody's."""
+        return not self._mapping and self._owner is None
+
+    @property
+    def owner(self) -> str | None:
+        """Whose session it is: what the application calls the user, at most 1,000 characters.
+
+        Set it at log-in, and a server storage can list and end all sessions of this user; see
+        `ServerStorage.sessions_of`. It is kept with the session, until it is set to None, or the
+        session is cleared or invalidated.
+
+        :raises TypeError: if it is set to something else than a str or None.
+        :raises ValueError: if it is empty, or too long.
+        """
+        return self._owner
+
+    @owner.setter
+    def owner(self, value: str | None) -> None:
+        if value is not None:
+            check_owner(value)
+            value = str(value)
+        if value != self._owner:
+            self._owner = value
+            self._changed = True
+            self._created = _now()
 
     @property
     def max_age(self) -> int | None:
@@ -118,7 +145,7 @@ class Session(MutableMapping[str, Any]):
         self._changed = True
         self._renew = True
         # What is written from here on is another session.
-        self._issued = self._record = None
+        self._issued = self._owner = self._record = None
         self._mapping = {}
 
     def regenerate_id(self) -> None:
@@ -138,6 +165,11 @@ class Session(MutableMapping[str, Any]):
         if not self._new:
             raise RuntimeError("Can't change identity for a session which is not new")
         self._identity = identity
+
+    def clear(self) -> None:
+        """Empty the session. It is nobody's then, and its record is deleted."""
+        super().clear()
+        self.owner = None
 
     def __len__(self) -> int:
         return len(self._mapping)
@@ -194,15 +226,22 @@ def restore(payload: str | bytes, identity: Any | None, max_age: int | None) -> 
     if type(data) is not dict:
         return None
     created: Any = data.get("created")
-    if len(data) == 3:
-        max_age = data.get("max_age", ...)
-    elif len(data) != 2:
-        return None
+    owner = listed = None
+    if len(data) != 2:
+        max_age = data.get("max_age", max_age)
+        owner, listed = data.get("owner"), data.get("listed")
+        if len(data) != 2 + sum(name in data for name in ("max_age", "owner", "listed")):
+            return None
+        if not ((owner is None or is_owner(owner)) and (listed is None or _is_time(listed))):
+            return None
     if not (_is_time(created) and type(data.get("session")) is dict):
         return None
     if max_age is not None and not (_is_time(max_age) and _now() - created <= max_age):
         return None
-    return Session(identity, data=data, new=False, max_age=max_age)
+    session = Session(identity, data=data, new=False, max_age=max_age)
+    if owner is not None:
+        session._owner, session._listed = owner, (owner, listed)
+    return session
 
 
 def fingerprint(mapping: dict[str, Any]) -> bytes | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from ._core import Session, decode, dumps, encode, restore
+from ._owner import is_owner
 from .storage import AbstractStorage, CookieOptions
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class LifecycleStorage(AbstractStorage):
             max_age = data.get("max_age", self.max_age)
             session = Session(identity, data=data, new=False, max_age=max_age)
             issued = data.get("issued")
+            _restore_owner(session, data)
         if sealed_at is not None and session.max_age is not None:
             idle = int(time.time()) - sealed_at
             if not -_CLOCK_SKEW <= idle <= session.max_age:
@@ -96,6 +98,10 @@ class LifecycleStorage(AbstractStorage):
         data: Mapping[str, Any] = self._get_session_data(session)
         if data and session.max_age != self.max_age:
             data = {**data, "max_age": session.max_age}
+        if data and session._owner is not None:
+            data = {**data, "owner": session._owner}
+            if session._listed is not None and session._listed[1] is not None:
+                data = {**data, "listed": session._listed[1]}
         if data and self._lifetime is not None:
             if session._issued is None:
                 session._issued = int(time.time())
@@ -130,9 +136,18 @@ class LifecycleStorage(AbstractStorage):
         session._replaces = self.load_cookie(request)
 
 
+def _restore_owner(session: Session, data: Mapping[str, Any]) -> None:
+    """Give a session its owner, unless it is over by its age: what comes next is another one."""
+    age = int(time.time() - (data.get("created") or 0))
+    if data and session.max_age is not None and age > session.max_age:
+        session._renew = True
+    elif is_owner(owner := data.get("owner")):
+        session._owner, session._listed = owner, (owner, data.get("listed"))
+
+
 def _is_payload(data: Any) -> bool:
     """Tell whether a payload has members of the right types, which TypeError denies as well."""
     if not isinstance(data.get("session"), (dict, Mapping, type(None))):
         return False
-    times = (data.get("created"), data.get("issued"), data.get("max_age"))
+    times = (data.get("created"), data.get("issued"), data.get("max_age"), data.get("listed"))
     return all(value is None or -(2**53) < value < 2**53 for value in times)

@@ -109,15 +109,13 @@ def setup(app: web.Application, storage: AbstractStorage, *, name: str | None = 
     :param name: for a second session beside the default one, with a storage and a cookie of its
         own; pass it to `get_session` and `new_session`.
     :raises RuntimeError: if storage is not an `AbstractStorage`.
-    :raises ValueError: if another session of the application has the same cookie.
+    :raises ValueError: if another session of the application has the same cookie, or one of them
+        could take the other's records for its own.
     """
     middleware = _middleware(storage, name, streams=True)
     for other_name, other in installed(app):
-        if other_name != name and other.cookie_name == storage.cookie_name:
-            raise ValueError(
-                f"The sessions {other_name!r} and {name!r} can't share the cookie "
-                f"{storage.cookie_name!r}: give one of the storages another cookie_name"
-            )
+        if other_name != name:
+            _check_neighbours(other_name, other, name, storage)
     app.middlewares.append(middleware)
     session_key, storage_key = _keys(name)
 
@@ -141,6 +139,26 @@ def setup(app: web.Application, storage: AbstractStorage, *, name: str | None = 
 
     app.on_response_prepare.append(save_before_headers)
     app.on_cleanup.insert(0, finish)  # before the application closes its client
+
+
+def _check_neighbours(
+    one_name: str | None, one: AbstractStorage, name: str | None, storage: AbstractStorage
+) -> None:
+    if one.cookie_name == storage.cookie_name:
+        raise ValueError(
+            f"The sessions {one_name!r} and {name!r} can't share the cookie "
+            f"{storage.cookie_name!r}: give one of the storages another cookie_name"
+        )
+    if (
+        isinstance(one, ServerStorage)
+        and isinstance(storage, ServerStorage)
+        and one._keys.overlaps(storage._keys)
+    ):
+        raise ValueError(
+            f"Records of the cookie {storage.cookie_name!r} and of {one.cookie_name!r} could be "
+            "taken for each other: give one of the storages another cookie_name, or the one with "
+            "the shorter name hash_ids=True"
+        )
 
 
 def installed(app: web.Application) -> Iterator[tuple[str | None, AbstractStorage]]:

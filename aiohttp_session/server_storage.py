@@ -5,26 +5,33 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-import uuid
-from asyncio import Lock, sleep
+from asyncio import sleep
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-from weakref import WeakValueDictionary
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Literal
 
 from aiohttp import web
 
-from ._core import Session, quote
-from .lifecycle import LifecycleOptions, LifecycleStorage
+from . import settling
+from ._core import Session
+from .lifecycle import LifecycleOptions
 from .log import log
-from .stores import Store
-from .stores.per_loop import PerLoop
+from .merging import Changes, Record
+from .owned_sessions import OwnedSessions, Save
+from .record_keys import random_id
+from .settling import MARK_TTL, MOVED, ConflictError, is_ended
+from .stores import Store, UnsettledError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-_KEY_LIMIT = 250  # bytes: memcached's
-_MERGE_ATTEMPTS = 100
+
+_ATTEMPTS = 100
 _EMPTIED = b"{}"
+_CONFLICT = (
+    f"A session could not be merged in {_ATTEMPTS} attempts: other requests kept changing its "
+    "record"
+)
 
 
 class ServerOptions(LifecycleOptions, total=False):
@@ -33,50 +40,60 @@ class ServerOptions(LifecycleOptions, total=False):
     key_factory: Callable[[], str]
     hash_ids: bool
     on_conflict: Literal["overwrite", "merge"]
+    max_per_owner: int | None
 
 
-class _Stored(NamedTuple):
-    """What a record says of a session."""
-
-    items: dict[str, Any]
-    max_age: int | None
-
-
-class ConflictError(RuntimeError):
-    """A session could not be merged, because other requests kept changing its record."""
-
-
-class ServerStorage(LifecycleStorage):
+class ServerStorage(OwnedSessions):
     """A storage that keeps sessions in a store, and their ids in the cookie.
 
     :param store: where records are kept, under ``cookie_name + "_" + id``.
-    :param key_factory: makes the id of a new session; by default a random UUID (version 4). Ids
+    :param key_factory: makes the id of a new session; by default 128 random bits in hex. Ids
         must be impossible to guess, and are printable ASCII without spaces.
     :param hash_ids: keep records under the SHA-256 of their ids, so that a copy of the store
         holds nothing that can be used as a cookie.
     :param on_conflict: what a save does when another request changed the record after it was
         loaded here: ``"overwrite"`` replaces it; ``"merge"`` applies the keys that were set and
         deleted here to the newer record.
+    :param max_per_owner: how many sessions one user (`Session.owner`) may have at a time: a log-in
+        beyond it ends the oldest. By default any number.
+    :raises ValueError: if max_per_owner is not positive.
+
+    A save is one of six operations, by what is known of the session:
+
+    ========  ========  =====  =======  ======  =============================================
+    a record  new id    empty  changed  merges
+    ========  ========  =====  =======  ======  =============================================
+    no                  no                      create: store it, under an id of its own
+    no                  yes                     end: delete what it replaces
+    yes       yes       no                      move: store it under a new id, end the old one
+    yes       yes       yes                     end: delete the record
+    yes       no        no     yes      no      update: replace the record if it still is there
+    yes       no        yes             no      end
+    yes       no        no     no               touch: have it live on if nobody has changed it
+    yes       no        no     yes      yes     merge: apply the changes to the record of now
+    yes       no        yes             yes     merge
+    ========  ========  =====  =======  ======  =============================================
+
+    Each is done once, or has failed when it raises, and takes no longer than the store's
+    ``timeout`` in all. A write whose outcome is unknown is looked up, never just repeated:
+    somebody may have written or deleted the record since.
     """
 
     def __init__(
         self,
         store: Store,
         *,
-        key_factory: Callable[[], str] = lambda: uuid.uuid4().hex,
+        key_factory: Callable[[], str] = random_id,
         hash_ids: bool = False,
         on_conflict: Literal["overwrite", "merge"] = "overwrite",
+        max_per_owner: int | None = None,
         **options: Unpack[LifecycleOptions],
     ) -> None:
-        super().__init__(**options)
-        self.store = store
+        super().__init__(store, hash_ids=hash_ids, max_per_owner=max_per_owner, **options)
         if on_conflict not in {"overwrite", "merge"}:
             raise ValueError(f"on_conflict must be 'overwrite' or 'merge', not {on_conflict!r}")
         self._key_factory = key_factory
-        self._hash_ids = hash_ids
         self._on_conflict = on_conflict
-        # Of the keys that requests of this process are merging: they need not fight each other.
-        self._merges: PerLoop[WeakValueDictionary[str, Lock]] = PerLoop(WeakValueDictionary)
 
     async def finish(self) -> None:
         """Wait for saves that were begun by requests that have since been cancelled."""
@@ -85,9 +102,9 @@ class ServerStorage(LifecycleStorage):
     async def load_session(self, request: web.Request) -> Session:
         """Return the stored session whose id the cookie gives, or a new one."""
         identity = self.load_cookie(request)
-        key = None if identity is None else self._find_key(identity)
+        key = None if identity is None else self._keys.find(identity)
         record = None if key is None else await self.store.read(key)
-        if record is None:
+        if record is None or is_ended(record):
             return Session(None, data=None, new=True, max_age=self.max_age)
         session = self._restore(identity, record)
         if session is None:
@@ -108,119 +125,192 @@ class ServerStorage(LifecycleStorage):
 
     async def _store(self, session: Session) -> bool:
         """Make the store agree with a session; return whether its cookie is to be set."""
-        record = session._record
-        merges = self._on_conflict == "merge" and record is not None and not session._renew
-        if session.empty and not merges:
-            await self._delete_ids(session._replaces, session.identity)
-            session._record = session._replaces = None
-            return True
-        if record is None or session._renew:
-            stored = await self._move(session, record)
+        return await self._save_by(self._decide(session), session)
+
+    async def _save_by(self, save: Save, session: Session) -> bool:
+        record = session._record or b""
+        if session._owner is None and session._listed is None:
+            stored = await save(session, record)
         else:
-            stored = await self._update(session, record)
+            async with self._limit(monotonic()):
+                stored = await self._save_listed(save, session, record)
         if session._changed and not stored:
             # Its cookie stays as it is: it may lead to the session's new id by now.
             log.warning("A session was deleted while a request used it; its changes are dropped")
         return stored
 
-    async def _update(self, session: Session, record: bytes) -> bool:
-        key = self._key(session.identity)
-        if self._on_conflict == "merge" and session._changed:
-            return await self._merge(session, key, record)
-        payload, ttl = self._make_payload(session), self._ttl(session)
-        if not session._changed:
-            # Only to keep it alive: whoever wrote the record meanwhile has done so already.
-            return await self.store.swap(key, record, payload, ttl)
-        session._record = payload
-        return await self.store.update(key, payload, ttl)
+    def _decide(self, session: Session) -> Save:
+        """Choose the operation that saves a session: the table in the class's docstring."""
+        has_record = session._record is not None
+        if has_record and not session._renew and self._on_conflict == "merge":
+            return self._merge if session._changed or session.empty else self._touch
+        if session.empty:
+            return self._end
+        if not has_record:
+            return self._create
+        if session._renew:
+            return self._move
+        return self._update if session._changed else self._touch
 
-    async def _move(self, session: Session, record: bytes | None) -> bool:
-        """Store a session under a new id.
+    # Each takes a session and its record as it was loaded, b"" if there was none, and returns False
+    # if the session was ended meanwhile.
 
-        :param record: what is stored under its old id and goes on under the new one. If that was
-            deleted meanwhile, nothing is stored.
-        """
-        old = identity = session.identity
-        if identity is None or session._renew:
-            identity = self._key_factory()
-        key = self._key(identity)
-        old_key = "" if record is None else self._key(old)
-        if record is not None and self._on_conflict == "merge":
-            if not await self._merge(session, old_key, record, ends=True):
-                return False
-            record = _EMPTIED
-        payload = self._make_payload(session)
-        await self.store.create(key, payload, self._ttl(session))
-        # Never the new contents: somebody may know the old id.
-        if record is not None and not await self.store.update(old_key, record, 1):
-            await self.store.delete(key)
-            return False
-        await self._delete_ids(*{session._replaces, old} - {identity})
-        session._identity, session._record = identity, payload
-        session._renew, session._replaces = False, None
+    async def _create(self, session: Session, _: bytes) -> bool:
+        since = monotonic()
+        old = session.identity
+        if old is None or session._renew:
+            identity, payload = await self._create_anew(session, since)
+        else:
+            identity, payload = old, await self._write_new(session, old)
+        if others := [i for i in (session._replaces, old) if i not in {None, identity}]:
+            async with self._limit(since):
+                await self._delete(*others)
+        self._adopt(session, identity, payload)
         return True
 
-    async def _merge(
-        self, session: Session, key: str, record: bytes, *, ends: bool = False
-    ) -> bool:
-        """Apply the changes of a session to whatever its record is by now.
+    async def _end(self, session: Session, _: bytes) -> bool:
+        if session._replaces is None:
+            await self._delete(session.identity)
+        else:
+            async with self._limit(monotonic()):
+                await self._delete(session._replaces, session.identity)
+        session._record = session._replaces = None
+        return True
 
-        :param ends: leave an empty record behind.
-        :return: False if there is no record any more.
-        :raises ConflictError: if other processes change the record all the time.
-        """
-        async with self._merges.get().setdefault(key, Lock()):
-            return await self._merge_alone(session, key, record, ends=ends)
+    async def _update(self, session: Session, record: bytes) -> bool:
+        since = monotonic()
+        key = self._keys.get(session.identity)
+        payload, ttl = self._make_payload(session), self._ttl(session)
+        try:
+            stored = await self.store.update(key, payload, ttl)
+        except UnsettledError as error:
+            async with self._limit(since):
+                stored = await settling.settle(self.store, key, record, payload, ttl, error)
+        session._record = payload
+        return stored
 
-    async def _merge_alone(self, session: Session, key: str, record: bytes, *, ends: bool) -> bool:
-        before = self._stored(record)
-        changes = {
-            name: value
-            for name, value in session._mapping.items()
-            if name not in before.items or repr(value) != repr(before.items[name])
-        }
-        deleted = before.items.keys() - session._mapping.keys()
-        for attempt in range(_MERGE_ATTEMPTS):
-            # An empty record stays for a second, so that what another request adds meanwhile
-            # finds something to be added to.
-            empty = ends or session.empty
-            payload = _EMPTIED if empty else self._make_payload(session)
-            if await self.store.swap(key, record, payload, 1 if empty else self._ttl(session)):
-                session._record = None if empty else payload
-                return True
-            await sleep(random.uniform(0, 0.001 * min(attempt, 20)))  # noqa: S311
-            newer = await self.store.read(key)
-            if newer is None:
-                return False
-            record, after = newer, self._stored(newer)
-            session._mapping = {
-                **{name: item for name, item in after.items.items() if name not in deleted},
-                **changes,
-            }
-            if session.max_age == before.max_age:
-                session.max_age = after.max_age
-        raise ConflictError(
-            f"A session could not be merged in {_MERGE_ATTEMPTS} attempts: other requests kept "
-            "changing its record"
-        )
+    async def _touch(self, session: Session, record: bytes) -> bool:
+        since = monotonic()
+        key = self._keys.get(session.identity)
+        payload, ttl = self._make_payload(session), self._ttl(session)
+        try:
+            # Whoever wrote the record meanwhile has kept it alive already.
+            stored = await self.store.swap(key, record, payload, ttl)
+        except UnsettledError as error:
+            async with self._limit(since):
+                stored = await settling.settle(self.store, key, record, payload, ttl, error)
+        if stored:
+            session._record = payload
+        return stored
 
-    def _stored(self, record: bytes) -> _Stored:
+    async def _merge(self, session: Session, record: bytes) -> bool:
+        key = self._keys.get(session.identity)
+        changes = None
+        async with self._limit(monotonic()), self._turn(key):
+            for attempt in range(_ATTEMPTS):
+                # An emptied record stays for a while, so that what another request adds finds
+                # something to be added to.
+                empty = session.empty
+                payload = _EMPTIED if empty else self._make_payload(session)
+                ttl = MARK_TTL if empty else self._ttl(session)
+                found = await settling.swap(self.store, key, record, payload, ttl)
+                if found is payload:
+                    session._record = None if empty else payload
+                    return True
+                if found is None:
+                    return False
+                changes = changes or Changes(self._read_record(record), session)
+                changes.apply(session, self._read_record(found))
+                record = found
+                await sleep(random.uniform(0, 0.001 * min(attempt, 20)))  # noqa: S311
+        raise ConflictError(_CONFLICT)
+
+    async def _move(self, session: Session, record: bytes) -> bool:
+        # The new record comes first: whatever happens next, there is one of the two. Then the old
+        # one is marked, which tells whether it still was there, and can be looked up should the
+        # answer be lost. Only then it goes.
+        since = monotonic()
+        merges = self._on_conflict == "merge"
+        old_key = self._keys.get(session.identity)
+        changes = None
+        async with self._limit(since), self._turn(old_key):
+            for attempt in range(_ATTEMPTS):
+                if session.empty:  # by what others did meanwhile
+                    return await self._end(session, record)
+                identity, payload = await self._create_anew(session, since)
+                key = self._keys.get(identity)
+                mark = b'%b"%b"}' % (MOVED, hashlib.sha256(key.encode()).hexdigest().encode())
+                if merges:
+                    found = await settling.swap(self.store, old_key, record, mark, MARK_TTL)
+                else:
+                    found = await settling.mark(self.store, old_key, mark)
+                if found is mark:
+                    await self._delete_marked(old_key)
+                    await self._delete(session._replaces)
+                    self._adopt(session, identity, payload)
+                    return True
+                await self.store.delete(key)
+                if found is None:
+                    return False
+                changes = changes or Changes(self._read_record(record), session)
+                changes.apply(session, self._read_record(found))
+                record = found
+                await sleep(random.uniform(0, 0.001 * min(attempt, 20)))  # noqa: S311
+        raise ConflictError(_CONFLICT)
+
+    # What they are made of.
+
+    async def _create_anew(self, session: Session, since: float) -> tuple[str, bytes]:
+        """Store a session under a new id; return that, and the record."""
+        identity = self._key_factory()
+        try:
+            return identity, await self._write_new(session, identity)
+        except ConnectionError:
+            # Whatever becomes of that one, nobody will ever know its id.
+            identity = self._key_factory()
+            async with self._limit(since):
+                return identity, await self._write_new(session, identity)
+
+    async def _write_new(self, session: Session, identity: Any) -> bytes:
+        key = self._keys.get(identity)
+        if session._owner is not None:
+            await self._enter(session, identity)
+        payload = self._make_payload(session)
+        await self.store.create(key, payload, self._ttl(session))
+        return payload
+
+    async def _delete_marked(self, key: str) -> None:
+        try:
+            await self.store.delete(key)
+        except Exception as error:  # noqa: BLE001 - stores raise what they like
+            log.warning(
+                "The record under a session's former id could not be deleted (%s). It can't be "
+                "used, and goes by itself within a minute",
+                type(error).__name__,
+            )
+
+    async def _delete(self, *identities: Any | None) -> None:
+        for identity in dict.fromkeys(identities):
+            key = None if identity is None else self._keys.find(str(identity))
+            if key is not None:
+                await self.store.delete(key)
+
+    def _adopt(self, session: Session, identity: Any, payload: bytes) -> None:
+        session._identity, session._record = identity, payload
+        session._renew, session._replaces = False, None
+
+    def _read_record(self, record: bytes) -> Record:
         data = self._read_payload(record) or {}
-        return _Stored(dict(data.get("session") or {}), data.get("max_age", self.max_age))
+        items, max_age = dict(data.get("session") or {}), data.get("max_age", self.max_age)
+        return Record(items, max_age, data.get("owner"), data.get("listed"))
 
     def _ttl(self, session: Session) -> int | None:
         left = self._time_left(session)
         return None if left is None else max(1, math.ceil(left))
 
-    async def _delete_ids(self, *identities: Any | None) -> None:
-        for identity in dict.fromkeys(identities):
-            key = None if identity is None else self._find_key(str(identity))
-            if key is not None:
-                await self.store.delete(key)
-
     async def _save_late(self, session: Session) -> None:
         if session._record is None:
-            await self._delete_ids(session._replaces, session.identity)
+            await self._save_by(self._end, session)
             if not session.empty:
                 await super()._save_late(session)
             return
@@ -239,28 +329,3 @@ class ServerStorage(LifecycleStorage):
             session._replaces = previous.identity
         else:
             session._replaces = self.load_cookie(request)
-
-    def _find_key(self, identity: str) -> str | None:
-        """Return the key of a session id; None for a text that can't be one, in any store."""
-        if len(identity) >= _KEY_LIMIT - len(self._cookie_name) or not identity.isascii():
-            return None
-        if quote(identity) != identity and (  # hardly ever; quote is the fastest of these checks
-            not identity.isprintable() or " " in identity or "../" in identity or identity == ""
-        ):
-            return None
-        if self._hash_ids:
-            identity = hashlib.sha256(identity.encode("ascii")).hexdigest()
-        return f"{self._cookie_name}_{identity}"
-
-    def _key(self, identity: object) -> str:
-        """Return the key of a session id.
-
-        :raises ValueError: for what can't be one.
-        """
-        key = self._find_key(str(identity))
-        if key is None:
-            raise ValueError(
-                "A session id must be printable ASCII without spaces, and at most "
-                f"{_KEY_LIMIT - len(self._cookie_name) - 1} characters; see key_factory"
-            )
-        return key

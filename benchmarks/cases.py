@@ -23,8 +23,12 @@ from aiohttp_session.redis_storage import RedisStorage
 
 IS_REFERENCE = not hasattr(aiohttp_session, "IMPLEMENTATION")
 if not IS_REFERENCE:
+    from opentelemetry.metrics import NoOpMeterProvider
+    from opentelemetry.trace import NoOpTracerProvider
+
     from aiohttp_session import _core
     from aiohttp_session.memory_storage import MemoryStorage
+    from aiohttp_session.telemetry import instrument
 
 KEY = bytes(range(32))
 
@@ -112,17 +116,25 @@ def _memcached(stores: Stores) -> AbstractStorage:
     return MemcachedStorage(aiomcache.Client(host, int(port)))
 
 
+def _traced(stores: Stores) -> AbstractStorage:
+    """Return a storage in memory that reports to nobody, as where no SDK is configured."""
+    storage = MemoryStorage(max_sessions=10**7)
+    instrument(storage, tracer_provider=NoOpTracerProvider(), meter_provider=NoOpMeterProvider())
+    return storage
+
+
 STORAGES: dict[str, Callable[[Stores], AbstractStorage]] = {
     "simple": lambda stores: SimpleCookieStorage(),
     "fernet": lambda stores: EncryptedCookieStorage(KEY),
     "siv": _siv,
     "nacl": lambda stores: NaClCookieStorage(KEY),
     "memory": lambda stores: MemoryStorage(max_sessions=10**7),
+    "traced": _traced,
     "redis": _redis,
     "memcached": _memcached,
 }
 SERVERS = ("redis", "memcached")
-ONLY_HERE = ("memory",)  # the reference package has no such storage
+ONLY_HERE = ("memory", "traced")  # the reference package has no such storage
 
 
 # Operations: the handler, and what it does to a session with the data that it found.

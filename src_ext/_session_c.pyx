@@ -18,6 +18,7 @@ from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.string cimport memcmp
 
 from . import _session_py
+from ._owner import is_owner
 from ._payload_c import decode
 
 cdef extern from *:
@@ -49,7 +50,7 @@ cdef object _UNTAKEN = object()  # in place of a fingerprint, while no container
 @cython.freelist(64)
 cdef class Session:
     cdef public object _changed, _created, _identity, _max_age, _new
-    cdef public object _issued, _record, _renew, _replaces, _touch, _fingerprint
+    cdef public object _issued, _listed, _owner, _record, _renew, _replaces, _touch, _fingerprint
     cdef object _contents
     cdef dict __dict__
     cdef object __weakref__
@@ -125,8 +126,25 @@ cdef class Session:
 
     @property
     def empty(self):
-        """Whether the session holds nothing."""
-        return not self._contents
+        """Whether the session holds nothing, and is nobody's."""
+        return not self._contents and self._owner is None
+
+    @property
+    def owner(self):
+        """Whose session it is: what the application calls the user, at most 1,000 characters.
+
+        Set it at log-in, and a server storage can list and end all sessions of this user; see
+        `ServerStorage.sessions_of`. It is kept with the session, until it is set to None, or the
+        session is cleared or invalidated.
+
+        :raises TypeError: if it is set to something else than a str or None.
+        :raises ValueError: if it is empty, or too long.
+        """
+        return self._owner
+
+    @owner.setter
+    def owner(self, value):
+        _session_py.Session.owner.fset(self, value)
 
     @property
     def max_age(self):
@@ -149,7 +167,7 @@ cdef class Session:
         self._changed = True
         self._renew = True
         # What is written from here on is another session.
-        self._issued = self._record = None
+        self._issued = self._owner = self._record = None
         self._contents = {}
 
     def regenerate_id(self):
@@ -228,12 +246,13 @@ cdef class Session:
         return MutableMapping.popitem(self)
 
     def clear(self):
-        """Delete all keys."""
+        """Empty the session. It is nobody's then, and its record is deleted."""
         if not self._is_simple():
             MutableMapping.clear(self)
         elif self._contents:
             (<dict>self._contents).clear()
             self._note_change()
+        (<object>self).owner = None
 
     def update(self, other=(), /, **kwds):
         """Set the keys of a mapping, or of an iterable of pairs, and those given by name."""
@@ -302,6 +321,8 @@ cdef class Session:
             "_max_age": self._max_age,
             "_created": self._created,
             "_issued": self._issued,
+            "_listed": self._listed,
+            "_owner": self._owner,
             "_record": self._record,
             "_renew": self._renew,
             "_replaces": self._replaces,
@@ -359,10 +380,17 @@ def restore(payload, identity, max_age):
         return None
     created = _get(<dict>data, "created", None)
     stored = _get(<dict>data, "session", None)
-    if len(<dict>data) == 3:
-        max_age = _get(<dict>data, "max_age", _MISSING)
-    elif len(<dict>data) != 2:
-        return None
+    owner = listed = None
+    if len(<dict>data) != 2:
+        max_age = _get(<dict>data, "max_age", max_age)
+        owner = _get(<dict>data, "owner", None)
+        listed = _get(<dict>data, "listed", None)
+        if len(<dict>data) != 2 + ("max_age" in data) + ("owner" in data) + ("listed" in data):
+            return None
+        if owner is not None and not is_owner(owner):
+            return None
+        if listed is not None and not _is_time(listed):
+            return None
     if not (_is_time(created) and type(stored) is dict and (max_age is None or _is_time(max_age))):
         return None
     if max_age is not None and _now() - created > max_age:
@@ -374,6 +402,9 @@ def restore(payload, identity, max_age):
     session._max_age = max_age
     session._contents = stored  # not a copy: nobody else has it
     session._fingerprint = _UNTAKEN
+    if owner is not None:
+        session._owner = owner
+        session._listed = (owner, listed)
     return session
 
 

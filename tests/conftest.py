@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import importlib
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+import warnings
+from collections.abc import AsyncIterator, Generator, Iterator
 from types import ModuleType
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -15,6 +19,7 @@ from hypothesis import HealthCheck, settings
 from aiohttp_session import _cookies_py, _payload_py, _replies_py, _session_py
 from benchmarks import servers
 from tests.proxy import Proxy
+from tests.waiting import LoopClock
 
 _TWINS = {
     "_cookies_c": _cookies_py,
@@ -57,6 +62,39 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if again:
         config.hook.pytest_deselected(items=list(again))
         items[:] = [item for item in items if item not in again]
+
+
+def pytest_collection_finish() -> None:
+    """Spare the tests that collect garbage what is there before they begin."""
+    if hasattr(gc, "freeze"):
+        gc.collect()
+        gc.freeze()
+
+
+_has_failed = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Take down that a test has failed."""
+    report = yield
+    item.stash[_has_failed] = report.failed or item.stash.get(_has_failed, False)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    """Throw away what a failing test leaves: complaints about it would meet another test."""
+    try:
+        yield
+    finally:
+        if item.stash.get(_has_failed, False):
+            for name in ("last_exc", "last_value", "last_traceback"):  # they hold its variables
+                vars(sys).pop(name, None)
+            with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+                warnings.simplefilter("ignore")
+                patch.setattr(sys, "unraisablehook", lambda unraisable: None)
+                gc.collect()
 
 
 @pytest.fixture(
@@ -132,4 +170,13 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(time, "time", clock)
+    return clock
+
+
+@pytest.fixture
+async def loop_clock(monkeypatch: pytest.MonkeyPatch) -> LoopClock:
+    """The clock of this test's event loop, which the time limits go by."""
+    loop = asyncio.get_running_loop()
+    clock = LoopClock(loop)
+    monkeypatch.setattr(loop, "time", clock)
     return clock

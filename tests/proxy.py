@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from benchmarks.servers import HOST
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -25,22 +27,28 @@ class Proxy:
     """The number of connections that were ever made to it."""
     passed = 0
     """The number of reads from clients that were passed on."""
+    held_requests = 0
+    """The number of reads from clients that wait to be passed on; one for each connection."""
+    held_replies = 0
+    """The number of reads from the server that wait to be passed on; one for each connection."""
 
-    request_delay = 0.0
-    """Seconds that each read from a client waits before it is passed on."""
-    reply_delay = 0.0
-    """Seconds that each read from the server waits before it is passed on."""
     fragment = 2**16
     """Bytes of a reply that are passed on at a time, with a turn of the loop between."""
     reply_budget: int | None = None
     """Bytes of replies that are still passed on; the one that exceeds it ends its connection."""
     fake_reply: bytes | None = None
     """Sent in place of each read from the server."""
+    fake_replies: int | None = None
+    """How many more of them are sent before the server's own come again; None is no limit."""
 
     def __init__(self, server_port: int) -> None:
         self._server_port = server_port
+        self._asking = asyncio.Event()
+        self._asking.set()
         self._answering = asyncio.Event()
         self._answering.set()
+        self._allowed = 0  # bytes to each client while replies are held
+        self._sent: Counter[asyncio.StreamWriter] = Counter()  # since then
         self._connections: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -61,12 +69,8 @@ class Proxy:
         return len(self._connections)
 
     async def settles(self, connections: int) -> None:
-        """Wait until so many connections are open; fail if that takes seconds."""
-        for _ in range(500):
-            if self.open == connections:
-                return
-            await asyncio.sleep(0.01)
-        raise AssertionError(f"{self.open} connections are open, not {connections}")
+        """Wait until so many connections are open."""
+        await until(lambda: self.open == connections)
 
     async def listen(self) -> None:
         """Accept connections, at first or again after `refuse`."""
@@ -86,9 +90,23 @@ class Proxy:
             connection.cancel()
         await asyncio.gather(*connections, return_exceptions=True)
 
-    def hold(self) -> None:
-        """Pass no more replies on, but keep the connections."""
+    def hold_requests(self) -> None:
+        """Pass no more requests on, but keep the connections."""
+        self._asking.clear()
+
+    def resume_requests(self) -> None:
+        """Pass on the requests that were held back, and those that come."""
+        self._asking.set()
+
+    def hold(self, after: int = 0) -> None:
+        """Pass no more replies on, but keep the connections.
+
+        :param after: bytes of replies that each connection still passes on; what it read from the
+            server at once is not divided.
+        """
         self._answering.clear()
+        self._allowed = after
+        self._sent.clear()
 
     def resume(self) -> None:
         """Pass on the replies that were held back, and those that come."""
@@ -124,8 +142,11 @@ class Proxy:
     ) -> None:
         with contextlib.suppress(OSError):
             while data := await client.read(2**16):
-                if self.request_delay:
-                    await asyncio.sleep(self.request_delay)
+                self.held_requests += 1
+                try:
+                    await self._asking.wait()
+                finally:
+                    self.held_requests -= 1
                 self.passed += 1
                 server.write(data)
                 await server.drain()
@@ -135,11 +156,17 @@ class Proxy:
     ) -> None:
         with contextlib.suppress(OSError):
             while data := await server.read(self.fragment):
-                if self.reply_delay:
-                    await asyncio.sleep(self.reply_delay)
-                await self._answering.wait()
-                if self.fake_reply is not None:
+                if self._sent[client] >= self._allowed:
+                    self.held_replies += 1
+                    try:
+                        await self._answering.wait()
+                    finally:
+                        self.held_replies -= 1
+                self._sent[client] += len(data)
+                if self.fake_reply is not None and self.fake_replies != 0:
                     data = self.fake_reply
+                    if self.fake_replies is not None:
+                        self.fake_replies -= 1
                 exceeded = False
                 if self.reply_budget is not None:
                     exceeded = len(data) > self.reply_budget

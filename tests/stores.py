@@ -38,7 +38,7 @@ class YieldingStore(MemoryStore):
         await asyncio.sleep(0)
         return await super().update(key, payload, ttl)
 
-    async def swap(self, key: str, expected: bytes, payload: bytes, ttl: int | None) -> bool:
+    async def swap(self, key: str, expected: bytes | None, payload: bytes, ttl: int | None) -> bool:
         await asyncio.sleep(0)
         return await super().swap(key, expected, payload, ttl)
 
@@ -78,7 +78,7 @@ async def server_storages(
 
 async def stored(storage: ServerStorage, identity: str) -> bytes | None:
     """Return the record of an id."""
-    return await storage.store.read(storage._key(identity))
+    return await storage.store.read(storage._keys.get(identity))
 
 
 @pytest.fixture(params=["memory", "redis", "memcached"])

@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import aiomcache
 import pytest
@@ -23,6 +23,10 @@ from aiohttp_session.stores._memcached_protocol import Command
 from benchmarks import servers
 from benchmarks.servers import HOST
 from tests.proxy import Proxy
+from tests.storm import CANCELLED, REQUESTS, storm
+from tests.waiting import PATIENCE, LoopClock, running, turns, until
+
+MakeStorage: TypeAlias = Callable[..., MemcachedStorage]
 
 OWN_ERRORS = (OSError, aiomcache.ClientException)  # TimeoutError is an OSError
 VERBS: dict[str, Callable[[MemcachedStorage], Awaitable[object]]] = {
@@ -37,19 +41,30 @@ every_verb = pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
 
 
 @pytest.fixture
-async def storage(proxy: Proxy) -> AsyncIterator[MemcachedStorage]:
-    storage = make_storage(proxy.port)
-    await storage.store.create("k", b"1", None)
-    yield storage
+async def make_storage(proxy: Proxy) -> AsyncIterator[MakeStorage]:
+    """Makes storages by way of the proxy, or on another port, which must leave nothing behind."""
+    storages: list[MemcachedStorage] = []
+
+    def make_storage(port: int = proxy.port) -> MemcachedStorage:
+        client = aiomcache.Client(HOST, port, pool_size=8)
+        storages.append(MemcachedStorage(client, timeout=PATIENCE))
+        return storages[-1]
+
+    yield make_storage
     proxy.resume()
+    proxy.resume_requests()
     proxy.fake_reply = None
-    await storage.finish()
+    for storage in storages:
+        await storage.finish()
     await proxy.cut()
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-def make_storage(port: int, **options: Any) -> MemcachedStorage:
-    return MemcachedStorage(aiomcache.Client(HOST, port, pool_size=8), **options)
+@pytest.fixture
+async def storage(make_storage: MakeStorage) -> MemcachedStorage:
+    storage = make_storage()
+    await storage.store.create("k", b"1", None)
+    return storage
 
 
 async def works(storage: MemcachedStorage) -> bool:
@@ -81,42 +96,28 @@ class Visitor:
         return await self._middleware(cast("web.Request", Request(self._headers)), handler)
 
 
-async def test_cancelled_requests_disturb_nobody(proxy: Proxy) -> None:
-    """Of 6,000 requests by 50 users, 30 % are cancelled within 3 ms."""
-    requests, at_a_time = 6000, 64
+async def test_a_storm_of_cancelled_requests_harms_no_other(
+    proxy: Proxy, storage: MemcachedStorage
+) -> None:
     dice = random.Random(1)
-    storage = make_storage(proxy.port)
     users = {name: Visitor(storage, name) for name in (f"user{n}" for n in range(50))}
     for name, user in users.items():
         payload = f'{{"created": 1700000000, "session": {{"name": "{name}", "count": 0}}}}'
         await storage.store.create(user.key, payload.encode(), None)
-    proxy.reply_delay = 0.001  # so that they are cancelled while their replies are under way
-    proxy.fragment = 1000
-    results: Counter[str] = Counter()
 
-    async def visit(name: str, write: bool) -> str:
+    async def visit() -> str:
+        name, writes = dice.choice(list(users)), dice.random() < 0.5
+
         async def handler(request: web.Request) -> web.Response:
             session = await get_session(request)
-            if write and session:
+            if writes and session:
                 session["count"] += 1
             return web.Response(reason=session.get("name", "lost"))
 
         response = await users[name].visit(handler)
         return "right" if response.reason == name else f"wrong: {response.reason}"
 
-    async def client() -> None:
-        for _ in range(requests // at_a_time):
-            name = dice.choice(list(users))
-            task = asyncio.ensure_future(visit(name, write=dice.random() < 0.5))
-            if dice.random() < 0.3:
-                asyncio.get_running_loop().call_later(dice.uniform(0, 0.003), task.cancel)
-            (result,) = await asyncio.gather(task, return_exceptions=True)
-            results[result if isinstance(result, str) else type(result).__name__] += 1
-
-    await asyncio.gather(*(client() for _ in range(at_a_time)))
-    await storage.finish()
-    assert set(results) == {"right", "CancelledError"}
-    assert results["CancelledError"] > requests / 20
+    assert await storm(proxy, visit) == ["right"] * (REQUESTS - CANCELLED)
 
 
 async def test_logout_during_a_slow_request_stays_a_logout(
@@ -178,42 +179,53 @@ async def test_connection_cut_in_mid_reply_is_an_error_at_once(
 
 @every_verb
 async def test_server_that_does_not_answer_is_a_timeout(
-    proxy: Proxy, verb: Callable[[MemcachedStorage], Awaitable[object]]
+    proxy: Proxy,
+    make_storage: MakeStorage,
+    loop_clock: LoopClock,
+    verb: Callable[[MemcachedStorage], Awaitable[object]],
 ) -> None:
-    storage = make_storage(proxy.port, timeout=0.5)
+    storage = make_storage()
     proxy.hold()
-    results = await asyncio.gather(*(verb(storage) for _ in range(3)), return_exceptions=True)
+    calls = asyncio.gather(*(verb(storage) for _ in range(3)), return_exceptions=True)
+    await until(lambda: proxy.held_replies)
+    assert await loop_clock.pass_until(calls.done) < 1.1 * PATIENCE
+    results = await calls
     assert [type(result) for result in results] == [TimeoutError] * 3
-    assert "0.5 seconds" in str(results[0])
+    assert f"{PATIENCE} seconds" in str(results[0])
     proxy.resume()
     assert await works(storage)
-    await storage.finish()
 
 
-async def test_idle_connection_is_no_timeout_but_is_watched_when_used_again(proxy: Proxy) -> None:
-    storage = make_storage(proxy.port, timeout=0.5)
-    await storage.store.create("k", b"1", None)
-    await asyncio.sleep(0.5)  # the deadline of the save is past
+async def test_idle_connection_is_no_timeout_but_is_watched_when_used_again(
+    proxy: Proxy, storage: MemcachedStorage, loop_clock: LoopClock
+) -> None:
+    loop_clock.advance(PATIENCE)  # the deadline of the save is past
+    await turns()
     assert await storage.store.read("k") == b"1"
     assert proxy.accepted == 1
     proxy.hold()
-    await asyncio.sleep(0.5)
+    loop_clock.advance(PATIENCE)
+    await turns()
+    read = asyncio.ensure_future(storage.store.read("k"))
+    assert await loop_clock.pass_until(read.done) < 1.1 * PATIENCE
     with pytest.raises(TimeoutError, match="memcached"):
-        await asyncio.wait_for(storage.store.read("k"), 10)
-    proxy.resume()
-    await storage.finish()
+        await read
 
 
-async def test_connection_that_is_not_made_in_time_is_a_timeout() -> None:
+async def test_connection_that_is_not_made_in_time_is_a_timeout(
+    make_storage: MakeStorage, loop_clock: LoopClock
+) -> None:
     async def never(*_: object, **__: object) -> None:
-        await asyncio.sleep(3600)
+        await asyncio.Event().wait()
 
-    storage = make_storage(1, timeout=0.02)
+    storage = make_storage(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(asyncio.get_running_loop(), "create_connection", never)
-        with pytest.raises(TimeoutError):
-            await storage.store.read("k")
-        await asyncio.sleep(0)
+        read = asyncio.ensure_future(storage.store.read("k"))
+        await loop_clock.pass_until(read.done)
+    with pytest.raises(TimeoutError):
+        await read
+    await turns()
     assert len(asyncio.all_tasks()) == 1
 
 
@@ -227,22 +239,24 @@ async def test_connection_that_is_made_after_it_was_given_up_sends_nothing(proxy
     with pytest.raises(TimeoutError, match="too late"):
         await command.future
     await loop.create_connection(lambda: connection, HOST, proxy.port)
-    while not proxy.accepted:  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
+    await until(lambda: proxy.accepted)
     await proxy.settles(0)
     assert proxy.passed == 0
 
 
-async def test_late_reply_reaches_nobody(proxy: Proxy) -> None:
-    storage = make_storage(proxy.port, timeout=0.5)
+async def test_late_reply_reaches_nobody(
+    proxy: Proxy, storage: MemcachedStorage, loop_clock: LoopClock
+) -> None:
     for name in "ab":
         await storage.store.create(name, name.encode(), None)
     proxy.hold()
+    late = asyncio.ensure_future(storage.store.read("a"))
+    await until(lambda: proxy.held_replies)
+    await loop_clock.pass_until(late.done)
     with pytest.raises(TimeoutError):
-        await storage.store.read("a")
+        await late
     proxy.resume()
     assert await asyncio.gather(*(storage.store.read(name) for name in "bba")) == [b"b", b"b", b"a"]
-    await storage.finish()
 
 
 @pytest.mark.parametrize(
@@ -315,14 +329,16 @@ async def test_reply_that_nobody_asked_for_ends_the_connection(
     assert proxy.accepted == before + 1
 
 
-async def test_record_that_is_never_complete_is_a_timeout(proxy: Proxy) -> None:
-    storage = make_storage(proxy.port, timeout=0.5)
+async def test_record_that_is_never_complete_is_a_timeout(
+    proxy: Proxy, storage: MemcachedStorage, loop_clock: LoopClock
+) -> None:
     proxy.fake_reply = b"VALUE k 0 1000 7\r\n123"
-    with pytest.raises(TimeoutError):
-        await storage.store.read("k")
+    read = asyncio.ensure_future(storage.store.read("k"))
+    await loop_clock.pass_until(read.done)
     proxy.fake_reply = None
+    with pytest.raises(TimeoutError):
+        await read
     assert await works(storage)
-    await storage.finish()
 
 
 async def test_errors_do_not_name_keys_or_contents(proxy: Proxy, storage: MemcachedStorage) -> None:
@@ -343,11 +359,15 @@ async def test_errors_do_not_name_keys_or_contents(proxy: Proxy, storage: Memcac
             proxy.reply_budget = 0
 
 
-async def test_server_restarted_under_load_harms_no_request_after() -> None:
+async def test_server_restarted_under_load_harms_no_request_after(
+    make_storage: MakeStorage,
+) -> None:
     port = servers.free_port()
     storage = make_storage(port)
+    names = [f"user{number}" for number in range(20)]
     served: Counter[str] = Counter()  # by the phase in which the request began
     failed: Counter[str] = Counter()
+    ended: dict[str, set[str]] = defaultdict(set)  # those who had a request, served or not
     phase = "before"
 
     async def user(name: str) -> None:
@@ -361,22 +381,22 @@ async def test_server_restarted_under_load_harms_no_request_after() -> None:
                 failed[begun] += 1
             else:
                 served[begun] += 1
+            ended[begun].add(name)
             await asyncio.sleep(0.001)
 
-    with contextlib.ExitStack() as running:
-        await asyncio.to_thread(running.enter_context, servers.memcached(port=port))
-        users = asyncio.gather(*(user(f"user{number}") for number in range(20)))
-        while served["before"] < 100 and not failed["before"]:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-        assert not failed["before"]
-        phase = "during"
-        await asyncio.to_thread(running.close)
-        while not failed["during"]:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-        await asyncio.to_thread(running.enter_context, servers.memcached(port=port))
-        await asyncio.sleep(0.05)  # what was refused before is over
-        phase = "after"
-        await users
+    with contextlib.ExitStack() as server:
+        await asyncio.to_thread(server.enter_context, servers.memcached(port=port))
+        async with running(*map(user, names)) as users:
+            await until(lambda: served["before"] >= 100 or failed["before"])
+            assert not failed["before"]
+            phase = "during"
+            await asyncio.to_thread(server.close)
+            await until(lambda: failed["during"])
+            await asyncio.to_thread(server.enter_context, servers.memcached(port=port))
+            phase = "again"
+            await until(lambda: len(ended["again"]) == len(names))  # what was refused is over
+            phase = "after"
+            await users
         assert not failed["after"]
         await storage.finish()
 
@@ -390,9 +410,12 @@ async def test_idle_connection_is_not_used_after_the_server_closed_it(
 
 
 async def test_application_ends_with_its_saves_done_and_connections_closed(
-    proxy: Proxy, storage: MemcachedStorage, aiohttp_client: AiohttpClient
+    proxy: Proxy,
+    storage: MemcachedStorage,
+    make_storage: MakeStorage,
+    aiohttp_client: AiohttpClient,
 ) -> None:
-    own = make_storage(proxy.port)
+    own = make_storage()
 
     async def handler(request: web.Request) -> web.Response:
         (await get_session(request))["name"] = "a"

@@ -16,6 +16,7 @@ from aiohttp_session.memcached_storage import MemcachedStorage
 from benchmarks.servers import HOST, Server
 from tests.conftest import Clock
 from tests.proxy import Proxy
+from tests.waiting import turns, until
 
 MONTH = 30 * 24 * 60 * 60
 
@@ -219,12 +220,14 @@ async def test_large_record_does_not_hold_up_a_small_one(
     await storage.store.create("small", b"1", None)
     await storage.store.create("large", b"x" * 900_000, None)
     proxy.fragment = 4096
-    proxy.reply_delay = 0.001
+    proxy.hold(after=4096)
     large = asyncio.ensure_future(storage.store.read("large"))
-    await asyncio.sleep(0.02)  # its reply has begun
+    await until(lambda: proxy.held_replies)  # it has begun
+    await turns()
     assert await storage.store.read("small") == b"1"
     assert not large.done()
-    proxy.fragment, proxy.reply_delay = 2**16, 0
+    proxy.fragment = 2**16
+    proxy.resume()
     assert await large == b"x" * 900_000
 
 
@@ -252,12 +255,15 @@ async def test_finish_waits_for_a_save_whose_request_is_gone(
 ) -> None:
     await storage.store.create("k", b"1", None)
     await storage.store.read("k")
-    proxy.request_delay = 0.05
+    proxy.hold_requests()
     save = asyncio.ensure_future(storage.store.update("k", b"2", None))
-    await asyncio.sleep(0.01)
+    await until(lambda: proxy.held_requests)
     save.cancel()
-    await storage.finish()
-    proxy.request_delay = 0
+    finish = asyncio.ensure_future(storage.finish())
+    await turns()
+    assert not finish.done()
+    proxy.resume_requests()
+    await finish
     assert await storage.store.read("k") == b"2"
 
 

@@ -186,7 +186,7 @@ async def test_a_record_that_became_garbage_is_replaced(make_storage: MakeStorag
     store = make_storage(on_conflict="merge")
     browser = Browser(store)
     await browser.set(x=0)
-    key = store._key(str(browser.cookie))
+    key = store._keys.get(str(browser.cookie))
 
     async def handler(request: web.Request) -> web.Response:
         (await get_session(request))["a"] = 1

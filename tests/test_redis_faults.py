@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import gc
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 from aiohttp import web
@@ -27,7 +28,10 @@ from aiohttp_session.stores import _redis_wire
 from benchmarks import servers
 from benchmarks.servers import HOST, Server
 from tests.proxy import Proxy
+from tests.storm import CANCELLED, REQUESTS, storm
+from tests.waiting import PATIENCE, LoopClock, running, turns, until
 
+Connect: TypeAlias = Callable[..., Any]
 NO_RETRY = Retry(NoBackoff(), 0)
 
 
@@ -38,23 +42,41 @@ async def proxy(redis_server: Server) -> AsyncIterator[Proxy]:
 
 
 @pytest.fixture
-async def client(proxy: Proxy) -> AsyncIterator[Any]:
-    """A client by way of the proxy, which must leave nothing behind."""
+async def connect(proxy: Proxy, loop_clock: LoopClock) -> AsyncIterator[Connect]:
+    """Makes clients by way of the proxy, which must leave nothing behind."""
     complaints: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(
         lambda loop, context: complaints.append(context)
     )
-    client: Any = Redis(host=HOST, port=proxy.port, retry=NO_RETRY)
-    await client.flushall()
-    yield client
-    for _ in range(500):
-        if not client.connection_pool._in_use_connections:
-            break
-        await asyncio.sleep(0.01)  # until a storage that is idle gives its connection back
-    assert len(client.connection_pool._in_use_connections) == 0
-    await client.aclose()
-    gc.collect()
+    clients: list[Any] = []
+
+    def connect(port: int = proxy.port, **options: Any) -> Any:
+        # The time limits are the storage's.
+        limits = {"socket_timeout": None, "socket_connect_timeout": PATIENCE}
+        clients.append(Redis(host=HOST, port=port, retry=NO_RETRY, **{**limits, **options}))
+        return clients[-1]
+
+    def is_in_use() -> bool:
+        return any(client.connection_pool._in_use_connections for client in clients)
+
+    yield connect
+    proxy.resume()
+    proxy.resume_requests()
+    try:
+        # A storage that is idle gives its connection back.
+        await loop_clock.pass_until(lambda: not is_in_use())
+    finally:
+        for client in clients:
+            await client.aclose()
+        gc.collect()
     assert complaints == []
+
+
+@pytest.fixture
+async def client(connect: Connect) -> Any:
+    client = connect()
+    await client.flushall()
+    return client
 
 
 @functools.cache  # a mocked request takes more time than the test
@@ -77,60 +99,42 @@ async def save(storage: RedisStorage, session: Session, identity: str) -> web.Re
 
 @pytest.mark.parametrize("decode_responses", [False, True])
 async def test_a_storm_of_cancelled_requests_harms_no_other(
-    proxy: Proxy, decode_responses: bool
+    proxy: Proxy, connect: Connect, decode_responses: bool
 ) -> None:
-    client: Any = Redis(
-        host=HOST, port=proxy.port, max_connections=8, decode_responses=decode_responses
-    )
-    storage = RedisStorage(client)
+    client = connect(max_connections=8, decode_responses=decode_responses)
+    storage = RedisStorage(client, timeout=PATIENCE)
     users = [f"user{i}" for i in range(50)]
     for user in users:
         await login(storage, user)
     choose = random.Random(7)
-    lost, strangers = [], []
-
-    async def visit(user: str, writes: bool) -> None:
-        session = await storage.load_session(request_of(user))
-        if session.new:
-            lost.append(user)
-        elif session["user"] != user:
-            strangers.append(user)
-        if writes:
-            session["n"] = session.get("n", 0) + 1
-            await save(storage, session, user)
 
     async def request() -> str:
-        await asyncio.sleep(choose.random() * 0.5)
-        task = asyncio.ensure_future(visit(choose.choice(users), choose.random() < 0.5))
-        if choose.random() < 0.3:
-            await asyncio.sleep(choose.random() * 0.003)
-            task.cancel()
-        try:
-            await task
-        except asyncio.CancelledError:
-            return "cancelled"
-        return "served"
+        user = choose.choice(users)
+        session = await storage.load_session(request_of(user))
+        if choose.random() < 0.5:
+            session["n"] = session.get("n", 0) + 1
+            await save(storage, session, user)
+        if session.new:
+            return "lost"
+        return "served" if session["user"] == user else "a stranger's"
 
-    outcomes = await asyncio.gather(*(request() for _ in range(6000)))
+    outcomes = await storm(proxy, request)
     await storage.finish()
-    assert (lost, strangers) == ([], [])
-    assert outcomes.count("cancelled") > 300
+    assert outcomes == ["served"] * (REQUESTS - CANCELLED)
     assert len(client.connection_pool._in_use_connections) == 0
     assert len(client.connection_pool._available_connections) <= 8
-    await client.aclose()
 
 
 async def test_a_request_cancelled_in_mid_reply_leaves_no_reply_behind(
     proxy: Proxy, client: Any
 ) -> None:
-    storage = RedisStorage(client, timeout=2)
+    storage = RedisStorage(client, timeout=PATIENCE)
     for user in ("a", "b"):
         await login(storage, user)
     proxy.hold()
     passed = proxy.passed
     doomed = asyncio.ensure_future(storage.load_session(request_of("a")))
-    while proxy.passed == passed:  # noqa: ASYNC110
-        await asyncio.sleep(0.001)
+    await until(lambda: proxy.passed > passed)
     doomed.cancel()
     await asyncio.wait([doomed])
     proxy.resume()
@@ -140,21 +144,22 @@ async def test_a_request_cancelled_in_mid_reply_leaves_no_reply_behind(
 async def test_a_save_that_was_begun_is_finished_when_its_request_is_cancelled(
     proxy: Proxy, client: Any
 ) -> None:
-    storage = RedisStorage(client, timeout=2)
+    storage = RedisStorage(client, timeout=PATIENCE)
     await login(storage, "a")
     session = await storage.load_session(request_of("a"))
     session["n"] = 1
-    proxy.request_delay = 0.02
+    proxy.hold_requests()
     task = asyncio.ensure_future(save(storage, session, "a"))
-    await asyncio.sleep(0)
+    await until(lambda: proxy.held_requests)
     task.cancel()
     await asyncio.wait([task])
+    proxy.resume_requests()
     await storage.finish()
     assert (await storage.load_session(request_of("a")))["n"] == 1
 
 
 async def test_a_slow_request_does_not_bring_back_a_session_that_logged_out(client: Any) -> None:
-    storage = RedisStorage(client, timeout=2)
+    storage = RedisStorage(client, timeout=PATIENCE)
     await login(storage, "a")
     slow = await storage.load_session(request_of("a"))
     logout = await storage.load_session(request_of("a"))
@@ -169,7 +174,7 @@ async def test_a_slow_request_does_not_bring_back_a_session_that_logged_out(clie
 
 
 async def test_logouts_and_slow_requests_in_any_order_leave_no_session(client: Any) -> None:
-    storage = RedisStorage(client, timeout=2)
+    storage = RedisStorage(client, timeout=PATIENCE)
     choose = random.Random(3)
 
     async def race(user: str) -> None:
@@ -191,7 +196,7 @@ async def test_logouts_and_slow_requests_in_any_order_leave_no_session(client: A
 
 
 async def test_an_id_that_the_store_does_not_know_is_not_adopted(client: Any) -> None:
-    storage = RedisStorage(client, timeout=2)
+    storage = RedisStorage(client, timeout=PATIENCE)
     session = await storage.load_session(request_of("planted"))
     session["n"] = 1
     response = await save(storage, session, "planted")
@@ -200,7 +205,7 @@ async def test_an_id_that_the_store_does_not_know_is_not_adopted(client: Any) ->
 
 
 async def test_a_refused_connection_is_the_clients_error(proxy: Proxy, client: Any) -> None:
-    storage = RedisStorage(client, timeout=2)
+    storage = RedisStorage(client, timeout=PATIENCE)
     await login(storage, "a")
     await proxy.refuse()
     for verb in (
@@ -221,7 +226,7 @@ async def test_a_refused_connection_is_the_clients_error(proxy: Proxy, client: A
 
 
 async def test_a_stale_connection_harms_no_request(proxy: Proxy, client: Any) -> None:
-    storage = RedisStorage(client, timeout=2)
+    storage = RedisStorage(client, timeout=PATIENCE)
     await login(storage, "a")
     for _ in range(5):
         await proxy.cut()
@@ -233,13 +238,13 @@ async def test_a_stale_connection_harms_no_request(proxy: Proxy, client: Any) ->
 async def test_a_connection_killed_in_mid_reply_harms_no_request(
     proxy: Proxy, client: Any, budget: int
 ) -> None:
-    storage = RedisStorage(client, timeout=2)
+    storage = RedisStorage(client, timeout=PATIENCE)
     users = [f"user{i}" for i in range(20)]
     for user in users:
         await login(storage, user)
     proxy.reply_budget = budget
     tasks = [asyncio.ensure_future(storage.load_session(request_of(user))) for user in users]
-    await asyncio.sleep(0.05)
+    await until(lambda: proxy.reply_budget == 0)
     proxy.reply_budget = None
     for user, outcome in zip(
         users, await asyncio.gather(*tasks, return_exceptions=True), strict=True
@@ -252,36 +257,34 @@ async def test_a_connection_killed_in_mid_reply_harms_no_request(
         assert (await storage.load_session(request_of(user)))["user"] == user
 
 
-async def test_a_connection_with_health_checks_that_is_cut_harms_no_request(proxy: Proxy) -> None:
-    client: Any = Redis(host=HOST, port=proxy.port, retry=NO_RETRY, health_check_interval=60)
-    storage = RedisStorage(client, timeout=2)
+async def test_a_connection_with_health_checks_that_is_cut_harms_no_request(
+    proxy: Proxy, connect: Connect
+) -> None:
+    client = connect(health_check_interval=60)
+    storage = RedisStorage(client, timeout=PATIENCE)
     await login(storage, "a")
     passed = proxy.passed
     proxy.hold()
     load = asyncio.ensure_future(storage.load_session(request_of("a")))
-    while proxy.passed == passed:  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
+    await until(lambda: proxy.passed > passed)
     await proxy.cut()
     proxy.resume()
     assert (await load)["user"] == "a"
-    await client.aclose()
 
 
-async def test_an_error_as_a_reply_costs_no_connection(proxy: Proxy) -> None:
-    client: Any = Redis(host=HOST, port=proxy.port, health_check_interval=60)
+async def test_an_error_as_a_reply_costs_no_connection(proxy: Proxy, connect: Connect) -> None:
+    client = connect(health_check_interval=60)
     await client.flushall()
     await client.lpush("list", "x")
-    storage = RedisStorage(client, timeout=2)
+    storage = RedisStorage(client, timeout=PATIENCE)
     with pytest.raises(exceptions.ResponseError, match="WRONGTYPE"):
         await storage.store.read("list")
     assert await storage.store.read("k") is None
     assert proxy.accepted == 1
-    await storage.finish()
-    await client.aclose()
 
 
 async def test_replies_in_small_pieces_are_whole(proxy: Proxy, client: Any) -> None:
-    storage = RedisStorage(client, timeout=2)
+    storage = RedisStorage(client, timeout=PATIENCE)
     proxy.fragment = 3
     for user in ("a", "b", "c"):
         await login(storage, user)
@@ -293,7 +296,7 @@ async def test_replies_in_small_pieces_are_whole(proxy: Proxy, client: Any) -> N
 async def test_a_reply_that_is_not_redis_is_the_clients_error(
     proxy: Proxy, client: Any, reply: bytes
 ) -> None:
-    storage = RedisStorage(client, timeout=2)
+    storage = RedisStorage(client, timeout=PATIENCE)
     await login(storage, "a")
     proxy.fake_reply = reply
     with pytest.raises(exceptions.RedisError):
@@ -306,18 +309,15 @@ async def test_a_reply_that_is_not_redis_is_the_clients_error(
 async def test_what_a_line_does_not_understand_is_asked_for_again(
     proxy: Proxy, client: Any, odd: bytes
 ) -> None:
-    storage = RedisStorage(client, timeout=2)
+    storage = RedisStorage(client, timeout=PATIENCE)
     await login(storage, "a")
-    proxy.fake_reply = odd
-    load = asyncio.ensure_future(storage.load_session(request_of("a")))
-    while proxy.accepted == 1:  # noqa: ASYNC110
-        await asyncio.sleep(0)
-    proxy.fake_reply = None
-    assert (await load)["user"] == "a"
+    proxy.fake_reply, proxy.fake_replies = odd, 1
+    assert (await storage.load_session(request_of("a")))["user"] == "a"
+    assert proxy.accepted > 1
 
 
 async def test_a_reply_too_many_costs_the_connection(proxy: Proxy, client: Any) -> None:
-    storage = RedisStorage(client, timeout=2)
+    storage = RedisStorage(client, timeout=PATIENCE)
     await login(storage, "a")
     proxy.fake_reply = b"$1\r\n1\r\n$1\r\n2\r\n"
     assert await storage.store.read("k") == b"1"
@@ -327,7 +327,7 @@ async def test_a_reply_too_many_costs_the_connection(proxy: Proxy, client: Any) 
 
 
 async def test_a_loading_server_is_the_clients_error(proxy: Proxy, client: Any) -> None:
-    storage = RedisStorage(client, timeout=2)
+    storage = RedisStorage(client, timeout=PATIENCE)
     await login(storage, "a")
     proxy.fake_reply = b"-LOADING Redis is loading the dataset in memory\r\n"
     with pytest.raises(exceptions.BusyLoadingError):
@@ -336,61 +336,62 @@ async def test_a_loading_server_is_the_clients_error(proxy: Proxy, client: Any) 
     assert (await storage.load_session(request_of("a")))["user"] == "a"
 
 
-@pytest.mark.parametrize("socket_timeout", [None, 5, 0.2])
+@pytest.mark.parametrize("socket_timeout", [None, 2 * PATIENCE, PATIENCE / 3])
 async def test_a_server_that_never_answers_is_a_timeout(
-    proxy: Proxy, socket_timeout: float | None
+    proxy: Proxy, connect: Connect, loop_clock: LoopClock, socket_timeout: float | None
 ) -> None:
-    client: Any = Redis(host=HOST, port=proxy.port, retry=NO_RETRY, socket_timeout=socket_timeout)
-    storage = RedisStorage(client, timeout=0.5)
+    client = connect(socket_timeout=socket_timeout)
+    storage = RedisStorage(client, timeout=PATIENCE)
     await login(storage, "a")
     proxy.hold()
     expected = TimeoutError, exceptions.TimeoutError
-    outcomes = await asyncio.wait_for(
-        asyncio.gather(*(storage.store.read("k") for _ in range(200)), return_exceptions=True), 5
-    )
-    assert all(isinstance(outcome, expected) for outcome in outcomes)
+    reads = asyncio.gather(*(storage.store.read("k") for _ in range(200)), return_exceptions=True)
+    assert await loop_clock.pass_until(reads.done) < 1.1 * PATIENCE
+    assert all(isinstance(outcome, expected) for outcome in await reads)
+    passed = proxy.passed
     late = asyncio.ensure_future(storage.load_session(request_of("a")))
-    await asyncio.sleep(0.02)
+    await until(lambda: proxy.passed > passed)
     proxy.resume()  # the late replies must reach nobody
     assert (await late)["user"] == "a"
     await storage.finish()
     assert len(client.connection_pool._in_use_connections) == 0
-    await client.aclose()
 
 
 async def test_a_first_request_that_is_not_answered_leaves_no_reply_behind(
-    proxy: Proxy, client: Any
+    proxy: Proxy, client: Any, loop_clock: LoopClock
 ) -> None:
-    storage = RedisStorage(client, timeout=0.5)
+    storage = RedisStorage(client, timeout=PATIENCE)
     await client.mset({"a": b"1", "b": b"2"})  # so that there is a connection
     proxy.hold()
+    first = storage.store.read("a")
+    await until(lambda: proxy.held_replies)
+    await loop_clock.pass_until(first.done)
     with pytest.raises(TimeoutError):
-        await storage.store.read("a")
+        await first
     proxy.resume()
     assert await storage.store.read("b") == b"2"
 
 
 async def test_a_connection_that_went_dead_is_replaced_within_the_timeout(
-    proxy: Proxy, client: Any
+    proxy: Proxy, client: Any, loop_clock: LoopClock
 ) -> None:
-    storage = RedisStorage(client, timeout=1)
+    storage = RedisStorage(client, timeout=PATIENCE)
     await login(storage, "a")
     assert (await storage.load_session(request_of("a")))["user"] == "a"
     dead = proxy.accepted
     proxy.hold()
     load = asyncio.ensure_future(storage.load_session(request_of("a")))
-    while proxy.accepted == dead:  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
+    await loop_clock.pass_until(lambda: proxy.accepted > dead)
     assert not load.done()
     proxy.resume()
     assert (await load)["user"] == "a"
 
 
 async def test_lines_that_are_left_lose_nothing(
-    client: Any, monkeypatch: pytest.MonkeyPatch
+    client: Any, loop_clock: LoopClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_redis_wire, "_LINE_AGE", 0)
-    storage = RedisStorage(client, timeout=0.5)
+    storage = RedisStorage(client, timeout=PATIENCE)
     users = [f"user{i}" for i in range(20)]
     for user in users:
         await login(storage, user)
@@ -401,7 +402,7 @@ async def test_lines_that_are_left_lose_nothing(
         for _ in range(100):
             assert (await storage.load_session(request_of(user)))["user"] == user
             lines.add(server._line)
-            await asyncio.sleep(0.002)
+            loop_clock.advance(0.05)
 
     await asyncio.gather(*map(visitor, users))
     await storage.finish()
@@ -410,12 +411,16 @@ async def test_lines_that_are_left_lose_nothing(
 
 
 async def test_finish_waits_for_replies_that_are_due(proxy: Proxy, client: Any) -> None:
-    storage = RedisStorage(client, timeout=2)
+    storage = RedisStorage(client, timeout=PATIENCE)
     await login(storage, "a")
-    proxy.request_delay = 0.05
+    proxy.hold_requests()
     deleted = asyncio.ensure_future(storage.store.delete("AIOHTTP_SESSION_a"))
-    await asyncio.sleep(0)
-    await storage.finish()
+    await until(lambda: proxy.held_requests)
+    finish = asyncio.ensure_future(storage.finish())
+    await turns()
+    assert not finish.done()
+    proxy.resume_requests()
+    await finish
     assert await client.dbsize() == 0
     await deleted
 
@@ -423,28 +428,32 @@ async def test_finish_waits_for_replies_that_are_due(proxy: Proxy, client: Any) 
 async def test_when_all_tasks_are_cancelled_the_storage_can_go_on(
     proxy: Proxy, client: Any
 ) -> None:
-    storage = RedisStorage(client, timeout=2)
+    storage = RedisStorage(client, timeout=PATIENCE)
     await login(storage, "a")
-    proxy.request_delay = 0.05
+    proxy.hold_requests()
     load = storage.store._servers.get().submit(
         ("k", _redis_wire.pack(b"GET", b"k"), lambda client, key: client.get(key))
     )
-    await asyncio.sleep(0.01)
+    await until(lambda: proxy.held_requests)
     server = storage.store._servers.get()
     server._line._task.cancel()
     await asyncio.wait([load])
     assert load.cancelled()
+    proxy.resume_requests()
     assert (await storage.load_session(request_of("a")))["user"] == "a"
 
 
-async def test_a_server_that_restarts_under_load_harms_no_request_after_it() -> None:
+async def test_a_server_that_restarts_under_load_harms_no_request_after_it(
+    connect: Connect,
+) -> None:
     port = servers.free_port()
-    client: Any = Redis(host=HOST, port=port, retry=NO_RETRY)
-    storage = RedisStorage(client, timeout=5)
+    client = connect(port)
+    storage = RedisStorage(client, timeout=PATIENCE)
     users = [f"user{i}" for i in range(20)]
     strangers: list[str] = []
     served: Counter[str] = Counter()  # by the phase in which the request began
     errors: dict[str, list[Exception]] = defaultdict(list)
+    ended: dict[str, set[str]] = defaultdict(set)  # those who had a request, served or not
     phase = "before"
 
     async def visitor(user: str) -> None:
@@ -461,34 +470,35 @@ async def test_a_server_that_restarts_under_load_harms_no_request_after_it() -> 
                 await asyncio.sleep(0.01)
             else:
                 served[begun] += 1
+            ended[begun].add(user)
 
-    with servers.redis(port=port):
+    with contextlib.ExitStack() as server:
+        server.enter_context(servers.redis(port=port))
         for user in users:
             await login(storage, user)
-        visitors = asyncio.gather(*map(visitor, users))
-        while served["before"] < 100 and not errors["before"]:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-        assert not errors["before"]
-        phase = "during"
-    while not errors["during"]:  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
-    with servers.redis(port=port):
-        await asyncio.sleep(0.05)  # what was refused before is over
-        phase = "after"
-        await visitors
+        async with running(*map(visitor, users)) as visitors:
+            await until(lambda: served["before"] >= 100 or errors["before"])
+            assert not errors["before"]
+            phase = "during"
+            server.close()
+            await until(lambda: errors["during"])
+            server.enter_context(servers.redis(port=port))
+            phase = "again"
+            await until(lambda: len(ended["again"]) == len(users))  # what was refused is over
+            phase = "after"
+            await visitors
         for user in users:
             await login(storage, user)
             assert (await storage.load_session(request_of(user)))["user"] == user
         assert (errors["after"], strangers) == ([], [])
         await storage.finish()
         assert len(client.connection_pool._in_use_connections) == 0
-        await client.aclose()
 
 
-async def test_a_disk_that_fails_refuses_saves_but_no_loads() -> None:
+async def test_a_disk_that_fails_refuses_saves_but_no_loads(connect: Connect) -> None:
     with servers.redis() as server:
-        client: Any = Redis(host=HOST, port=server.port, retry=NO_RETRY)
-        storage = RedisStorage(client, timeout=2)
+        client = connect(server.port)
+        storage = RedisStorage(client, timeout=PATIENCE)
         await login(storage, "a")
         session = await storage.load_session(request_of("a"))
         session["n"] = 1
@@ -496,20 +506,21 @@ async def test_a_disk_that_fails_refuses_saves_but_no_loads() -> None:
         (folder / "dump.rdb").mkdir()  # where the server wants to write a file
         await client.config_set("save", "1 1")
         await client.bgsave()
-        while (await client.info("persistence"))["rdb_last_bgsave_status"] == "ok":  # noqa: ASYNC110
+        for _ in range(PATIENCE * 100):
+            if (await client.info("persistence"))["rdb_last_bgsave_status"] != "ok":
+                break
             await asyncio.sleep(0.01)
         with pytest.raises(exceptions.ResponseError, match="MISCONF"):
             await save(storage, session, "a")
         assert (await storage.load_session(request_of("a")))["user"] == "a"
         await client.config_set("save", "")
         await save(storage, session, "a")
-        await client.aclose()
 
 
 async def test_cleanup_of_the_application_finishes_saves(
     proxy: Proxy, client: Any, aiohttp_client: AiohttpClient
 ) -> None:
-    storage = RedisStorage(client, timeout=2)
+    storage = RedisStorage(client, timeout=PATIENCE)
     app = web.Application()
     setup(app, storage)
 
@@ -523,18 +534,21 @@ async def test_cleanup_of_the_application_finishes_saves(
     app.router.add_get("/", handler)
     app.on_cleanup.append(lambda app: client.aclose())
     web_client = await aiohttp_client(app)
-    proxy.request_delay = 0.1
+    proxy.hold_requests()
     request = asyncio.ensure_future(web_client.get("/"))
     await handled.wait()
+    await until(lambda: proxy.held_requests)
     request.cancel()
     await asyncio.wait([request])
-    await web_client.close()
-    proxy.request_delay = 0
+    closing = asyncio.ensure_future(web_client.close())
+    await turns(50)
+    proxy.resume_requests()
+    await closing
     assert len(await client.keys("*")) == 1
 
 
 async def test_errors_hold_nothing_of_the_session(client: Any) -> None:
-    storage = RedisStorage(client, timeout=2)
+    storage = RedisStorage(client, timeout=PATIENCE)
     await client.lpush("AIOHTTP_SESSION_secret", "x")
     with pytest.raises(exceptions.ResponseError) as caught:
         await storage.load_session(request_of("secret"))

@@ -127,7 +127,7 @@ async def test_the_old_id_never_leads_to_what_was_set_with_it(
     browser = Browser(storage)
     await browser.set(a=1)
     assert browser.cookie is not None
-    old_key = storage._key(browser.cookie)
+    old_key = storage._keys.get(browser.cookie)
     written: list[bytes] = []
     update = storage.store.update
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 
 
 class UnsettledError(ConnectionError):
@@ -39,12 +39,22 @@ class Store(abc.ABC):
         """Replace a record; return False, and do nothing, if there is none."""
 
     @abc.abstractmethod
-    async def swap(self, key: str, expected: bytes, payload: bytes, ttl: int | None) -> bool:
-        """Replace a record if it still is the expected one; return whether it was."""
+    async def swap(self, key: str, expected: bytes | None, payload: bytes, ttl: int | None) -> bool:
+        """Replace a record if it still is the expected one; return whether it was.
+
+        :param expected: None to store it only if there is no record.
+        """
 
     @abc.abstractmethod
     async def delete(self, key: str) -> None:
         """Delete a record, if there is one."""
+
+    def describe(self) -> Mapping[str, str | int]:
+        """Say what the store is, as OpenTelemetry's conventions for databases have it.
+
+        ``db.system.name``, and ``server.address`` and ``server.port`` if there is just one server.
+        """
+        return {"db.system.name": type(self).__name__}
 
     async def finish(self) -> None:  # noqa: B027 - most have nothing to finish
         """Wait for what is under way in this event loop, and let go of its connections."""

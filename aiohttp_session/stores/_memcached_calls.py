@@ -13,7 +13,7 @@ from ._memcached_protocol import encode_key, expiry
 from .batch import Batch
 from .per_loop import PerLoop
 
-CALLS = frozenset(("get", "gets", "set", "cas", "delete"))
+CALLS = frozenset(("get", "gets", "set", "add", "cas", "delete"))
 
 
 def has_plain_calls(kind: type[Any]) -> bool:
@@ -48,7 +48,9 @@ class Calls:
             if await self._call("cas", key, payload, token, exptime=expiry(ttl)):
                 return True
 
-    async def swap(self, key: str, expected: bytes, payload: bytes, ttl: int | None) -> bool:
+    async def swap(self, key: str, expected: bytes | None, payload: bytes, ttl: int | None) -> bool:
+        if expected is None:
+            return bool(await self._call("add", key, payload, exptime=expiry(ttl)))
         record, token = await self._call("gets", key, droppable=True)
         if record != expected:
             return False

@@ -159,9 +159,9 @@ class Client:
         if large:
             commands = [command for command in commands if command.size < _CLOGGED]
         if commands:
-            self._pick(loop).send(commands, now)
+            self._pick(now, loop).send(commands, now)
         for command in large:
-            self._pick(loop).send([command], now)
+            self._pick(now, loop).send([command], now)
         if now + self._timeout / 2 < self._timer_at:
             self._set_timer(now + self._timeout / 2, loop)
 
@@ -178,13 +178,13 @@ class Client:
             for chunk in chunks
         ]
 
-    def _pick(self, loop: asyncio.AbstractEventLoop) -> Connection:
+    def _pick(self, now: float, loop: asyncio.AbstractEventLoop) -> Connection:
         for connection in self._connections:
-            if connection.backlog < _CLOGGED and connection.is_usable:
+            if connection.backlog < _CLOGGED and connection.is_prompt(now):
                 return connection
         usable = [connection for connection in self._connections if connection.is_usable]
         if len(usable) >= self._max_connections:
-            return min(usable, key=lambda connection: connection.backlog)
+            return min(usable, key=lambda each: (not each.is_prompt(now), each.backlog))
         connection = Connection(self._connections, self._timeout, self._fail_command)
         connection.opening = loop.create_task(self._open(connection, loop))
         return connection

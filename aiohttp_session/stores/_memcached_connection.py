@@ -51,6 +51,14 @@ class Connection(asyncio.Protocol):
     def is_usable(self) -> bool:
         return self._transport is None or not self._transport.is_closing()
 
+    def is_prompt(self, now: float) -> bool:
+        """Tell whether it is usable, and owes no reply for so long that another is better."""
+        if self._transport is None:
+            return True
+        if self._transport.is_closing():
+            return False
+        return not self.awaited or now - self.awaited[0].sent < min(1.0, self._timeout / 10)
+
     @property
     def backlog(self) -> int:
         """Bytes of records that are known to be under way, in either direction."""

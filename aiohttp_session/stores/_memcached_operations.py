@@ -58,8 +58,10 @@ class Operations:
             return await self._replace(name, payload, expires, deadline)
         return reply == STORED
 
-    async def swap(self, key: str, expected: bytes, payload: bytes, ttl: int | None) -> bool:
+    async def swap(self, key: str, expected: bytes | None, payload: bytes, ttl: int | None) -> bool:
         name, deadline = encode_key(key), self._client.deadline()
+        if expected is None:
+            return await self._add(name, payload, expiry(ttl), deadline)
         record, token = await self._client.gets(name, deadline)
         if record != expected:
             return False

@@ -63,13 +63,24 @@ class MemcachedStore(Store):
         """Replace a record; return False, and do nothing, if there is none."""
         return self._server().update(key, payload, ttl)
 
-    def swap(self, key: str, expected: bytes, payload: bytes, ttl: int | None) -> _Result[bool]:
+    def swap(
+        self, key: str, expected: bytes | None, payload: bytes, ttl: int | None
+    ) -> _Result[bool]:
         """Replace a record if it still is the expected one; return whether it was, atomically."""
         return self._server().swap(key, expected, payload, ttl)
 
     def delete(self, key: str) -> _Result[None]:
         """Delete a record, if there is one."""
         return self._server().delete(key)
+
+    def describe(self) -> dict[str, str | int]:
+        """Say what the store is, and where."""
+        attributes: dict[str, str | int] = {"db.system.name": "memcached"}
+        pool = getattr(self._client, "_pool", None)
+        host, port = getattr(pool, "_host", None), getattr(pool, "_port", None)
+        if host is not None and port is not None:
+            attributes |= {"server.address": str(host), "server.port": int(port)}
+        return attributes
 
     def finish(self) -> _Result[None]:
         """Wait for what is under way in this event loop, and close its connections."""

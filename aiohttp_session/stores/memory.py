@@ -25,6 +25,10 @@ class MemoryStore(Store):
     def __bool__(self) -> bool:
         return True
 
+    def describe(self) -> dict[str, str | int]:
+        """Say what the store is."""
+        return {"db.system.name": "memory"}
+
     async def read(self, key: str) -> bytes | None:
         """Return the record under a key, unless it has expired."""
         return self._get(key)
@@ -40,7 +44,7 @@ class MemoryStore(Store):
         self._put(key, payload, ttl)
         return True
 
-    async def swap(self, key: str, expected: bytes, payload: bytes, ttl: int | None) -> bool:
+    async def swap(self, key: str, expected: bytes | None, payload: bytes, ttl: int | None) -> bool:
         """Replace a record if it still is the expected one."""
         # Atomic: nothing here gives up control to another task.
         if self._get(key) != expected:

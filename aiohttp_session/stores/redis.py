@@ -61,12 +61,16 @@ class RedisStore(Store):
         operation: Operation = (
             key,
             pack(b"SET", key.encode(), payload, *expiry, *condition),
-            lambda client, key: client.set(key, payload, ex=ttl, xx=bool(condition)),
+            lambda client, key: client.set(
+                key, payload, ex=ttl, xx=condition == (b"XX",), nx=condition == (b"NX",)
+            ),
         )
         return bool(await self._servers.get().submit(operation, len(payload)))
 
-    async def swap(self, key: str, expected: bytes, payload: bytes, ttl: int | None) -> bool:
+    async def swap(self, key: str, expected: bytes | None, payload: bytes, ttl: int | None) -> bool:
         """Replace a record if it still is the expected one; return whether it was, atomically."""
+        if expected is None:
+            return await self._set(key, payload, ttl, (b"NX",))
         arguments = (key.encode(), expected, payload, b"" if ttl is None else b"%d" % ttl)
         operation: Operation = (
             key,
@@ -80,6 +84,18 @@ class RedisStore(Store):
         """Delete a record, if there is one."""
         operation: Operation = (key, pack(b"DEL", key.encode()), _delete)
         await self._servers.get().submit(operation)
+
+    def describe(self) -> dict[str, str | int]:
+        """Say what the store is, and where, unless there are several servers."""
+        attributes: dict[str, str | int] = {"db.system.name": "redis"}
+        pool = getattr(self._client, "connection_pool", None)
+        options = getattr(pool, "connection_kwargs", {})
+        address = options.get("path") or options.get("host")
+        if address is not None:
+            attributes["server.address"] = str(address)
+            if options.get("path") is None:
+                attributes["server.port"] = int(options.get("port") or 6379)
+        return attributes
 
     async def finish(self) -> None:
         """Wait for what is under way in this event loop, and give its connections back."""
