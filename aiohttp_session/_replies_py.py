@@ -6,15 +6,15 @@ import re
 
 __all__ = ("read_replies", "read_values")
 
-_HEAD = re.compile(rb"VALUE ([!-~\x80-\xff]+) 0 ([0-9]{1,9})\r\n")
+_HEAD = re.compile(rb"VALUE ([!-~\x80-\xff]+) 0 ([0-9]{1,9}) ([0-9]{1,20})\r\n")
 _REPLY = re.compile(rb"(?:\$([0-9]{1,9})|:(-?[0-9]{1,18})|\+([^\r\n]*)|\$-1|_)\r\n")
 
 
-def read_values(data: bytes, position: int) -> tuple[list[tuple[bytes, bytes]], int]:
-    """Read the complete records of memcached's reply to ``get`` from a position on.
+def read_values(data: bytes, position: int) -> tuple[list[tuple[bytes, bytes, bytes]], int]:
+    """Read the complete records of memcached's reply to ``gets`` from a position on.
 
-    :return: keys with their records; and the position after them, of what is anything else: the
-        end, an error, a record that is incomplete, damaged or has flags.
+    :return: keys with their records and their tokens for ``cas``; and the position after them, of
+        what is anything else: the end, an error, a record that is incomplete, damaged or has flags.
     """
     values = []
     while head := _HEAD.match(data, position):
@@ -22,7 +22,7 @@ def read_values(data: bytes, position: int) -> tuple[list[tuple[bytes, bytes]], 
         stop = start + int(head[2])
         if data[stop : stop + 2] != b"\r\n":
             break
-        values.append((head[1], data[start:stop]))
+        values.append((head[1], data[start:stop], head[3]))
         position = stop + 2
     return values, position
 

@@ -11,16 +11,16 @@ from . import _replies_py
 
 
 def read_values(data, position):
-    """Read the complete records of memcached's reply to ``get`` from a position on.
+    """Read the complete records of memcached's reply to ``gets`` from a position on.
 
-    :return: keys with their records; and the position after them, of what is anything else: the
-        end, an error, a record that is incomplete, damaged or has flags.
+    :return: keys with their records and their tokens for ``cas``; and the position after them, of
+        what is anything else: the end, an error, a record that is incomplete, damaged or has flags.
     """
     if not _is_usual(data, position):
         return _replies_py.read_values(data, position)
     cdef const unsigned char* text = <const unsigned char*>PyBytes_AS_STRING(data)
     cdef Py_ssize_t end = PyBytes_GET_SIZE(data), done = position
-    cdef Py_ssize_t i, key, key_end
+    cdef Py_ssize_t i, key, key_end, token, token_end
     cdef long long size
     values = []
     while end - done > 6 and memcmp(text + done, b"VALUE ", 6) == 0:
@@ -31,7 +31,11 @@ def read_values(data, position):
         if key_end == key or end - i < 3 or memcmp(text + i, b" 0 ", 3) != 0:
             break
         i = _read_digits(text, i + 3, 9, &size)
-        if i == 0 or not _is_line_end(text, i, end):
+        if i == 0 or text[i] != c" ":
+            break
+        token = i + 1
+        i = token_end = _skip_digits(text, token, 20)
+        if i == token or not _is_line_end(text, i, end):
             break
         i += 2
         if end - i < size + 2 or not _is_line_end(text, i + size, end):
@@ -39,6 +43,7 @@ def read_values(data, position):
         values.append((
             PyBytes_FromStringAndSize(<const char*>text + key, key_end - key),
             PyBytes_FromStringAndSize(<const char*>text + i, size),
+            PyBytes_FromStringAndSize(<const char*>text + token, token_end - token),
         ))
         done = i + size + 2
     return values, done
@@ -111,3 +116,11 @@ cdef Py_ssize_t _read_digits(
         number[0] = number[0] * 10 + (text[i] - c"0")
         i += 1
     return 0 if i == start else i
+
+
+cdef Py_ssize_t _skip_digits(const unsigned char* text, Py_ssize_t i, int most) noexcept:
+    """Return the position after a number of so many digits at the most."""
+    cdef Py_ssize_t start = i
+    while c"0" <= text[i] <= c"9" and i - start < most:
+        i += 1
+    return i

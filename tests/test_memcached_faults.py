@@ -18,7 +18,8 @@ from pytest_aiohttp.plugin import AiohttpClient
 
 from aiohttp_session import get_session, session_middleware, setup
 from aiohttp_session.memcached_storage import MemcachedStorage
-from aiohttp_session.stores._memcached_wire import _Command, _Connection
+from aiohttp_session.stores._memcached_connection import Connection
+from aiohttp_session.stores._memcached_protocol import Command
 from benchmarks import servers
 from benchmarks.servers import HOST
 from tests.proxy import Proxy
@@ -230,9 +231,9 @@ async def test_connection_that_is_not_made_in_time_is_a_timeout(
 
 async def test_connection_that_is_made_after_it_was_given_up_sends_nothing(proxy: Proxy) -> None:
     loop = asyncio.get_running_loop()
-    connection = _Connection([])
+    connection = Connection([], 5, lambda command, error: command.settle(error))
     connection.opening = loop.create_task(asyncio.sleep(0))
-    command = _Command(b"delete", b"delete k\r\n", 0, loop)
+    command = Command(b"delete", b"delete k\r\n", 0, loop.time() + 5, loop)
     connection.send([command], loop.time())
     connection.fail(TimeoutError("too late"))
     with pytest.raises(TimeoutError, match="too late"):
@@ -270,10 +271,12 @@ async def test_late_reply_reaches_nobody(
         b"CLIENT_ERROR bad command line format\r\n",
         b"SERVER_ERROR out of memory writing get response\r\n",
         b"VALUE\r\n",
-        b"VALUE k 0 -7\r\n1\r\nEND\r\n",
-        b"VALUE k 0 x\r\n1\r\nEND\r\n",
-        b"VALUE k 0 1\r\n123\r\nEND\r\n",
-        b"VALUE stranger 0 1\r\n1\r\nEND\r\n",
+        b"VALUE k 0 -7 7\r\n1\r\nEND\r\n",
+        b"VALUE k 0 x 7\r\n1\r\nEND\r\n",
+        b"VALUE k 0 1 7\r\n123\r\nEND\r\n",
+        b"VALUE k 1 1 7\r\n123\r\nEND\r\n",
+        b"VALUE k 0 1\r\n1\r\nEND\r\n",
+        b"VALUE stranger 0 1 7\r\n1\r\nEND\r\n",
         b"\x00\xff" * 3000,
     ],
 )
@@ -297,7 +300,7 @@ async def test_garbage_in_place_of_a_record_is_an_error(
         ("create", b"CLIENT_ERROR bad data chunk\r\n"),
         ("create", b"END\r\n"),
         ("update", b"DELETED\r\n"),
-        ("update", b"VALUE k 0 1\r\n1\r\nEND\r\n"),
+        ("update", b"VALUE k 0 1 7\r\n1\r\nEND\r\n"),
         ("update", b"1\r\n"),
         ("swap", b"END\r\nSTORED\r\n"),
         ("delete", b"STORED\r\n"),
@@ -318,7 +321,7 @@ async def test_reply_of_another_kind_is_an_error(
 async def test_reply_that_nobody_asked_for_ends_the_connection(
     proxy: Proxy, storage: MemcachedStorage
 ) -> None:
-    proxy.fake_reply = b"END\r\nVALUE k 0 5\r\nwrong\r\nEND\r\n"
+    proxy.fake_reply = b"END\r\nVALUE k 0 5 7\r\nwrong\r\nEND\r\n"
     assert await storage.store.read("k") is None
     proxy.fake_reply = None
     before = proxy.accepted
@@ -329,10 +332,10 @@ async def test_reply_that_nobody_asked_for_ends_the_connection(
 async def test_record_that_is_never_complete_is_a_timeout(
     proxy: Proxy, storage: MemcachedStorage, loop_clock: LoopClock
 ) -> None:
-    proxy.fake_reply, proxy.fake_replies = b"VALUE k 0 1000\r\n123", 1
+    proxy.fake_reply = b"VALUE k 0 1000 7\r\n123"
     read = asyncio.ensure_future(storage.store.read("k"))
-    await until(lambda: proxy.fake_replies == 0)
     await loop_clock.pass_until(read.done)
+    proxy.fake_reply = None
     with pytest.raises(TimeoutError):
         await read
     assert await works(storage)
@@ -340,8 +343,8 @@ async def test_record_that_is_never_complete_is_a_timeout(
 
 async def test_errors_do_not_name_keys_or_contents(proxy: Proxy, storage: MemcachedStorage) -> None:
     for reply in (
-        b"VALUE key-secret 0 x\r\n",
-        b"VALUE key-secret 0 6\r\nsecret\r\n",
+        b"VALUE key-secret 0 x 7\r\n",
+        b"VALUE key-secret 0 6 7\r\nsecret\r\n",
         b"secret\r\n",
     ):
         proxy.fake_reply = reply

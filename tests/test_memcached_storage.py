@@ -16,6 +16,7 @@ from aiohttp_session.memcached_storage import MemcachedStorage
 from benchmarks.servers import HOST, Server
 from tests.conftest import Clock
 from tests.proxy import Proxy
+from tests.waiting import turns, until
 
 MONTH = 30 * 24 * 60 * 60
 
@@ -23,6 +24,10 @@ MONTH = 30 * 24 * 60 * 60
 @pytest.fixture
 async def storage(proxy: Proxy) -> AsyncIterator[MemcachedStorage]:
     storage = MemcachedStorage(aiomcache.Client(HOST, proxy.port, pool_size=4))
+    await storage.conn.flush_all()
+    await storage.conn.close()
+    await proxy.settles(0)
+    proxy.accepted = 0
     yield storage
     await storage.finish()
 
@@ -44,13 +49,6 @@ class FakeClient:
         self.calls.append(("set", exptime))
         self.records[key] = value
         return True
-
-    async def replace(self, key: bytes, value: bytes, exptime: int = 0) -> bool:
-        self.calls.append(("replace", exptime))
-        found = key in self.records
-        if found:
-            self.records[key] = value
-        return found
 
     async def cas(self, key: bytes, value: bytes, token: int, exptime: int = 0) -> bool:
         self.calls.append(("cas", exptime))
@@ -84,7 +82,7 @@ async def test_expiry_is_relative_up_to_a_month(clock: Clock, ttl: int | None, e
     await storage.store.create("k", b"1", ttl)
     await storage.store.update("k", b"2", ttl)
     await storage.store.swap("k", b"2", b"3", ttl)
-    assert client.calls == [("set", expiry), ("replace", expiry), ("cas", expiry)]
+    assert client.calls == [("set", expiry), ("cas", expiry), ("cas", expiry)]
 
 
 @pytest.mark.parametrize("ttl", [1, MONTH, MONTH + 100, None])
@@ -222,12 +220,14 @@ async def test_large_record_does_not_hold_up_a_small_one(
     await storage.store.create("small", b"1", None)
     await storage.store.create("large", b"x" * 900_000, None)
     proxy.fragment = 4096
-    proxy.reply_delay = 0.001
+    proxy.hold(after=4096)
     large = asyncio.ensure_future(storage.store.read("large"))
-    await asyncio.sleep(0.02)  # its reply has begun
+    await until(lambda: proxy.held_replies)  # it has begun
+    await turns()
     assert await storage.store.read("small") == b"1"
     assert not large.done()
-    proxy.fragment, proxy.reply_delay = 2**16, 0
+    proxy.fragment = 2**16
+    proxy.resume()
     assert await large == b"x" * 900_000
 
 
@@ -254,12 +254,16 @@ async def test_finish_waits_for_a_save_whose_request_is_gone(
     storage: MemcachedStorage, proxy: Proxy
 ) -> None:
     await storage.store.create("k", b"1", None)
-    proxy.request_delay = 0.05
+    await storage.store.read("k")
+    proxy.hold_requests()
     save = asyncio.ensure_future(storage.store.update("k", b"2", None))
-    await asyncio.sleep(0.01)
+    await until(lambda: proxy.held_requests)
     save.cancel()
-    await storage.finish()
-    proxy.request_delay = 0
+    finish = asyncio.ensure_future(storage.finish())
+    await turns()
+    assert not finish.done()
+    proxy.resume_requests()
+    await finish
     assert await storage.store.read("k") == b"2"
 
 

@@ -742,7 +742,7 @@ def test_properties_are_read_only() -> None:
 
 
 REPLY_PARTS = [
-    *(b"VALUE ", b"VALUE k 0 1\r\n", b"k", b" ", b" 0 ", b"END\r\n"),
+    *(b"VALUE ", b"VALUE k 0 1 7\r\n", b"k", b" ", b" 0 ", b" 1 7", b"END\r\n"),
     *(b"$1\r\na\r\n", b"$", b"$-1", b"_", b":", b":-", b"+OK", b"+", b"-ERR", b">", b"*1\r\n"),
     *(b"1", b"0", b"12", b"\r\n", b"\r", b"\n", b"\0"),
 ]
@@ -758,8 +758,8 @@ def test_replies(data: bytes, position: int) -> None:
     same(_replies_c, _replies_py, "read_replies", data, position)
 
 
-@pytest.mark.parametrize("data", [bytearray(b"VALUE k 0 1\r\na\r\n"), "VALUE", None])
+@pytest.mark.parametrize("data", [bytearray(b"VALUE k 0 1 7\r\na\r\n"), "VALUE", None])
 def test_replies_of_other_types(data: Any) -> None:
     for name in ("read_values", "read_replies"):
         same(_replies_c, _replies_py, name, data, 0)
-        same(_replies_c, _replies_py, name, b"VALUE k 0 1\r\na\r\n", True)
+        same(_replies_c, _replies_py, name, b"VALUE k 0 1 7\r\na\r\n", True)

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeAlias, TypeVar
 
 import aiomcache
 
-from aiohttp_session._core import quote
-
 from . import Store
-from ._memcached_wire import Link
-from .batch import Batch
+from ._memcached_calls import CALLS, Calls, has_plain_calls
+from ._memcached_client import Client
+from ._memcached_operations import Operations
 from .per_loop import PerLoop
 
-_RELATIVE_LIMIT = 30 * 24 * 60 * 60  # seconds: memcached takes a longer expiry for a Unix time
-_KEY_LIMIT = 250  # bytes
 _MAX_CONNECTIONS = 4
-_CALLS = frozenset(("get", "gets", "set", "add", "replace", "cas", "delete"))
+
+_T = TypeVar("_T")
+_Result: TypeAlias = Coroutine[Any, Any, _T]
 
 
 class MemcachedStore(Store):
     """Keep records in memcached.
+
+    An operation whose connection is lost, or stalls for half of the time limit, is settled on
+    another; a write that can't be has failed, and never undoes one that was acknowledged since.
 
     :param client: says where the server is, and how many connections there may be. The
         connections are the store's own, and fewer.
@@ -45,35 +45,33 @@ class MemcachedStore(Store):
             raise ValueError(f"timeout must be a positive number of seconds, not {timeout!r}")
         self.timeout = timeout
         self._client = client
-        self._is_plain = _has_plain_calls(type(client))
-        self._links = PerLoop(self._make_link)
-        self._batches: PerLoop[Batch[Any, Any]] = PerLoop(self._make_batch)
+        self._is_plain = has_plain_calls(type(client))
+        self._calls = Calls(client, timeout)
+        self._operations: PerLoop[Operations] = PerLoop(self._connect)
 
     def read(self, key: str) -> asyncio.Future[bytes | None]:
         """Return the record under a key."""
-        return self._link().get(_encode(key))
+        return self._server().read(key)
 
-    async def create(self, key: str, payload: bytes, ttl: int | None) -> None:
+    # To await their coroutines here would make each 0.3 µs slower.
+
+    def create(self, key: str, payload: bytes, ttl: int | None) -> _Result[None]:
         """Store a record under a key, whether or not there is one."""
-        await self._link().store(b"set", _encode(key), payload, _expiry(ttl))
+        return self._server().create(key, payload, ttl)
 
-    async def update(self, key: str, payload: bytes, ttl: int | None) -> bool:
+    def update(self, key: str, payload: bytes, ttl: int | None) -> _Result[bool]:
         """Replace a record; return False, and do nothing, if there is none."""
-        return await self._link().store(b"replace", _encode(key), payload, _expiry(ttl))
+        return self._server().update(key, payload, ttl)
 
-    async def swap(self, key: str, expected: bytes | None, payload: bytes, ttl: int | None) -> bool:
+    def swap(
+        self, key: str, expected: bytes | None, payload: bytes, ttl: int | None
+    ) -> _Result[bool]:
         """Replace a record if it still is the expected one; return whether it was, atomically."""
-        name = _encode(key)
-        if expected is None:
-            return await self._link().store(b"add", name, payload, _expiry(ttl))
-        record, token = await self._link().gets(name)
-        if record != expected:
-            return False
-        return await self._link().store(b"cas", name, payload, _expiry(ttl), token)
+        return self._server().swap(key, expected, payload, ttl)
 
-    async def delete(self, key: str) -> None:
+    def delete(self, key: str) -> _Result[None]:
         """Delete a record, if there is one."""
-        await self._link().delete(_encode(key))
+        return self._server().delete(key)
 
     def describe(self) -> dict[str, str | int]:
         """Say what the store is, and where."""
@@ -84,84 +82,25 @@ class MemcachedStore(Store):
             attributes |= {"server.address": str(host), "server.port": int(port)}
         return attributes
 
-    async def finish(self) -> None:
+    def finish(self) -> _Result[None]:
         """Wait for what is under way in this event loop, and close its connections."""
-        await self._link().finish()
+        return self._server().finish()
 
-    def _link(self) -> Link | _Calls:
+    def _server(self) -> Operations | Calls:
         # Calls may have been put into the client itself since, as tests do.
-        if self._is_plain and _CALLS.isdisjoint(self._client.__dict__):
-            return self._links.get()
-        return _Calls(self._client, self._batches.get())
+        if self._is_plain and CALLS.isdisjoint(self._client.__dict__):
+            return self._operations.get()
+        return self._calls
 
-    def _make_link(self) -> Link:
+    def _connect(self) -> Operations:
         # aiomcache has no public name for these.
         pool = self._client._pool
         options = {name: value for name, value in pool.conn_args.items() if name != "limit"}
-        return Link(
+        client = Client(
             pool._host,
             pool._port,
             options,
             timeout=self.timeout,
             max_connections=min(_MAX_CONNECTIONS, pool._maxsize),
         )
-
-    def _make_batch(self) -> Batch[Any, Any]:
-        return Batch(self._run, timeout=self.timeout)
-
-    async def _run(self, operations: list[Callable[[], Awaitable[Any]]]) -> Sequence[Any]:
-        calls = asyncio.gather(*(call() for call in operations), return_exceptions=True)
-        # When the time is up they go on by themselves: aiomcache would put a connection back
-        # into its pool with half a reply in it.
-        return await asyncio.shield(calls)
-
-
-class _Calls:
-    """What `Link` does, by the public calls of a client that isn't aiomcache's, or overrides it."""
-
-    def __init__(self, client: aiomcache.Client, batch: Batch[Any, Any]) -> None:
-        self._client = client
-        self._batch = batch
-
-    def get(self, key: bytes) -> asyncio.Future[bytes | None]:
-        return self._batch.submit(partial(self._client.get, key), droppable=True)
-
-    def gets(self, key: bytes) -> asyncio.Future[tuple[bytes | None, int]]:
-        return self._batch.submit(partial(self._client.gets, key))
-
-    def store(
-        self, verb: bytes, key: bytes, payload: bytes, expiry: int, token: int | None = None
-    ) -> asyncio.Future[bool]:
-        call = getattr(self._client, verb.decode())
-        arguments = (key, payload) if token is None else (key, payload, token)
-        return self._batch.submit(partial(call, *arguments, exptime=expiry), len(payload))
-
-    def delete(self, key: bytes) -> asyncio.Future[bool]:
-        return self._batch.submit(partial(self._client.delete, key))
-
-    async def finish(self) -> None:
-        await self._batch.finish()
-
-
-def _has_plain_calls(kind: type[Any]) -> bool:
-    """Tell whether a client's calls are aiomcache's own, so that they may be done without it."""
-    plain = aiomcache.FlagClient
-    return issubclass(kind, plain) and all(
-        getattr(kind, call) is getattr(plain, call) for call in _CALLS
-    )
-
-
-def _encode(key: str) -> bytes:
-    if len(key) > _KEY_LIMIT or quote(key) is None or " " in key:
-        raise ValueError(
-            "A memcached key is printable ASCII without spaces, and at most "
-            f"{_KEY_LIMIT} characters; this one has {len(key)}"
-        )
-    return key.encode("ascii")
-
-
-def _expiry(ttl: int | None) -> int:
-    """Write a TTL as memcached takes it."""
-    if ttl is None:
-        return 0
-    return ttl if ttl <= _RELATIVE_LIMIT else int(time.time()) + ttl
+        return Operations(client)

@@ -71,7 +71,10 @@ def cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
         "decode": (_payload_c.decode, [(b'{"a":[1,2.5]}',), ('["x"]',), ("9" * 30,), (b"\xff",)]),
         "read_values": (
             _replies_c.read_values,
-            [(b"VALUE k 0 2\r\nab\r\nVALUE l 0 1\r\nc\r\nEND\r\n", 0), (b"VALUE k 0 9\r\n", 0)],
+            [
+                (b"VALUE k 0 2 7\r\nab\r\nVALUE l 0 1 8\r\nc\r\nEND\r\n", 0),
+                (b"VALUE k 0 9 7\r\n", 0),
+            ],
         ),
         "read_replies": (
             _replies_c.read_replies,
