@@ -16,7 +16,7 @@ from .server_storage import ServerStorage
 from .settling import ConflictError
 from .simple_storage import SimpleCookieStorage
 from .storage import AbstractStorage, SessionData, _CookieParams
-from .stores import Store, UnsettledError
+from .stores import Store, StoreUnavailableError, UnsettledError
 
 __version__ = "2.13.0.dev0"
 
@@ -34,6 +34,7 @@ __all__ = (
     "SessionInfo",
     "SimpleCookieStorage",
     "Store",
+    "StoreUnavailableError",
     "UnsettledError",
     "_CookieParams",
     "get_session",
