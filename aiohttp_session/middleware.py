@@ -230,8 +230,7 @@ def _middleware(
         return response
 
     middleware.aiohttp_sessions = [(name, storage)]  # type: ignore[attr-defined]
-    if answering is not None:
-        unavailable.mark(middleware)
+    unavailable.mark(middleware, answers=answering is not None)
     return middleware
 
 

@@ -36,12 +36,12 @@ def note(error: Exception) -> None:
 
 def answers_in(app: web.Application) -> bool:
     """Tell whether a middleware of the application answers these errors already."""
-    return any(hasattr(middleware, _ANSWERS) for middleware in app.middlewares)
+    return any(getattr(middleware, _ANSWERS, False) for middleware in app.middlewares)
 
 
-def mark(middleware: object) -> None:
-    """Mark a middleware as one that answers these errors."""
-    setattr(middleware, _ANSWERS, True)
+def mark(middleware: object, *, answers: bool) -> None:
+    """Mark a middleware as one that answers these errors, or doesn't."""
+    setattr(middleware, _ANSWERS, answers)
 
 
 def guard(app: web.Application) -> Middleware:
@@ -57,15 +57,16 @@ def guard(app: web.Application) -> Middleware:
             answer(error, request, app)
             raise
 
-    mark(middleware)
+    mark(middleware, answers=True)
     return middleware
 
 
 def answer(error: BaseException, request: web.Request, app: web.Application | None) -> None:
     """Raise HTTPServiceUnavailable in place of an error that was noted.
 
-    :param app: whose outermost middleware has caught it; None for any other. An application around it that has sessions as well
-        has middlewares that may want the error itself, and answers it after them.
+    :param app: whose outermost middleware has caught it; None for any other. An application around
+        it that has sessions as well has middlewares that may want the error itself, and answers
+        it after them.
     """
     if app is None or not hasattr(error, _NOTED) or request.writer.output_size != 0:
         return
