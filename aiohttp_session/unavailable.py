@@ -74,4 +74,9 @@ def answer(error: BaseException, request: web.Request, app: web.Application | No
     if any(answers_in(outer) for outer in apps[: apps.index(app)]):
         return
     log.debug("A session could not be loaded or saved: answered 503", exc_info=error)
-    raise web.HTTPServiceUnavailable(headers={hdrs.RETRY_AFTER: _RETRY_AFTER}) from error
+    response = web.HTTPServiceUnavailable(headers={hdrs.RETRY_AFTER: _RETRY_AFTER})
+    if getattr(request.writer, "chunked", False):
+        # Set up for a stream that could not be started: aiohttp goes on as if it had been.
+        response.enable_chunked_encoding()
+        response.force_close()
+    raise response from error

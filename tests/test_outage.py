@@ -175,6 +175,7 @@ async def test_operations_go_through_while_all_is_well(breaker: CircuitBreaker) 
     assert await breaker.read("k") is None
     assert await breaker.update("k", b"2", 60) is False
     assert breaker.timeout == 5
+    assert breaker.describe() == breaker.store.describe()
 
 
 async def test_one_that_times_out_while_others_are_answered_does_not_count(
@@ -360,13 +361,16 @@ async def test_finish_ends_probes(breaker: CircuitBreaker, gate: Gate) -> None:
 async def test_the_log_has_a_line_when_it_begins_and_one_when_it_ends(
     breaker: CircuitBreaker, gate: Gate, time: Time, caplog: pytest.LogCaptureFixture
 ) -> None:
+    states = [breaker.is_down]
     await take_down(breaker, gate)
+    states.append(breaker.is_down)
     for _ in range(3):
         assert await is_down(breaker, "secret")
     await time.pass_by(4.5)
     gate.error = None
     gate.opened.set()
     await settle()
+    assert [*states, breaker.is_down] == [False, True, False]
     begin, end = caplog.messages
     assert "is down (TimeoutError)" in begin
     assert "answers again after 4.5 s" in end
@@ -393,6 +397,7 @@ def test_each_event_loop_finds_out_for_itself() -> None:
 
     expected = ["TimeoutError", "StoreUnavailableError"]
     assert asyncio.run(outcomes()) == expected
+    assert not breaker.is_down  # by what is known in a loop that is no more
     assert asyncio.run(outcomes()) == expected
     found = []
     thread = threading.Thread(target=lambda: found.extend(asyncio.run(outcomes())))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Callable, Coroutine, Hashable, Mapping
 from typing import Any, TypeVar
-from weakref import ref
+from weakref import WeakSet, ref
 
 from aiohttp_session.log import log
 
@@ -46,7 +46,17 @@ class CircuitBreaker(Store):
         self.store = store
         self.timeout = store.timeout
         self.server_of = store.server_of
-        self._here = _Here()
+        self._all: WeakSet[_Circuit] = WeakSet()
+        self._here = _Here(self._all)
+
+    @property
+    def is_down(self) -> bool:
+        """Whether any event loop takes any server for down."""
+        return any(circuit.is_open and circuit.is_of_use() for circuit in list(self._all))
+
+    def describe(self) -> Mapping[str, str | int]:
+        """Return what the store behind it says of itself."""
+        return self.store.describe()
 
     async def read(self, key: str) -> bytes | None:
         """Return the record under a key."""
@@ -110,6 +120,7 @@ class CircuitBreaker(Store):
         circuit = self._here.circuits.get(server)
         if circuit is None:
             circuit = self._here.circuits[server] = _Circuit(server)
+            self._all.add(circuit)
         return circuit
 
     def _refuse(self, circuit: _Circuit, key: str) -> None:
@@ -179,6 +190,7 @@ class _Circuit:
     """What one event loop knows of one server."""
 
     __slots__ = (
+        "__weakref__",
         "_loop",
         "_opened",
         "_silent_answers",
@@ -195,7 +207,7 @@ class _Circuit:
 
     def __init__(self, server: Hashable = None) -> None:
         self.server = server
-        self._loop: Callable[[], object] = lambda: None
+        self._loop: Callable[[], asyncio.AbstractEventLoop | None] = lambda: None
         self.answers = 0
         self._forget()
 
@@ -214,6 +226,11 @@ class _Circuit:
         if self._loop() is not loop:
             self._loop = ref(loop)
             self._forget()
+
+    def is_of_use(self) -> bool:
+        """Tell whether its event loop may still run."""
+        loop = self._loop()
+        return loop is not None and not loop.is_closed()
 
     def fails(self, error: BaseException, answers: int, now: float) -> bool:
         """Tell whether a failure is the one that shows that the server is down.
@@ -260,6 +277,7 @@ class _Here(threading.local):
     To find them by their loop would take 0.2 µs more for each operation.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, others: WeakSet[_Circuit]) -> None:
         self.circuit = _Circuit()
         self.circuits: dict[Hashable, _Circuit] = {None: self.circuit}
+        others.add(self.circuit)
