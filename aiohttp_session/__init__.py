@@ -17,7 +17,7 @@ from .server_storage import ServerStorage
 from .settling import ConflictError
 from .simple_storage import SimpleCookieStorage
 from .storage import AbstractStorage, SessionData, _CookieParams
-from .stores import Store, UnsettledError
+from .stores import Store, StoreUnavailableError, UnsettledError
 
 __version__ = "2.13.0.dev0"
 
@@ -35,6 +35,7 @@ __all__ = (
     "SessionInfo",
     "SimpleCookieStorage",
     "Store",
+    "StoreUnavailableError",
     "UnsettledError",
     "_CookieParams",
     "get_session",

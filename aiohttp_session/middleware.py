@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
 
+from . import unavailable
 from ._core import Session, log_what_is_missed
 from .lifecycle import LifecycleStorage
 from .server_storage import ServerStorage
@@ -64,7 +65,11 @@ async def get_session(request: web.Request, name: str | None = None) -> Session:
         storage: AbstractStorage | None = state.get(storage_key)
         if storage is None:
             raise RuntimeError(_NOT_SET_UP)
-        session = await storage.load_session(request)
+        try:
+            session = await storage.load_session(request)
+        except Exception as error:
+            unavailable.note(error)
+            raise
         if not isinstance(session, Session):
             raise _not_a_session(session, storage)
         state[session_key] = session
@@ -104,11 +109,14 @@ def session_middleware(storage: AbstractStorage) -> Middleware:
 
     :raises RuntimeError: if storage is not an `AbstractStorage`.
     """
-    return _middleware(storage, None, streams=False)
+    return _middleware(storage, None, None)
 
 
 def setup(app: web.Application, storage: AbstractStorage, *, name: str | None = None) -> None:
     """Give an application sessions.
+
+    A request that fails because the store of its session can't be reached, or does not answer, is
+    answered 503 with ``Retry-After`` (RFC 9110), unless a handler or middleware catches the error.
 
     :param name: for a second session beside the default one, with a storage and a cookie of its
         own; pass it to `get_session` and `new_session`.
@@ -116,10 +124,12 @@ def setup(app: web.Application, storage: AbstractStorage, *, name: str | None = 
     :raises ValueError: if another session of the application has the same cookie, or one of them
         could take the other's records for its own.
     """
-    middleware = _middleware(storage, name, streams=True)
+    middleware = _middleware(storage, name, app)
     for other_name, other in installed(app):
         if other_name != name:
             _check_neighbours(other_name, other, name, storage)
+    if app.middlewares and not unavailable.answers_in(app):
+        app.middlewares.insert(0, unavailable.guard(app))  # outside of all others
     app.middlewares.append(middleware)
     session_key, storage_key = _keys(name)
 
@@ -128,7 +138,8 @@ def setup(app: web.Application, storage: AbstractStorage, *, name: str | None = 
         if isinstance(response, web.Response) or request.get(storage_key) is not storage:
             return
         if (session := _unsaved(request, session_key)) is not None:
-            await storage.save_session(request, response, session)
+            with unavailable.noted():
+                await storage.save_session(request, response, session)
             if isinstance(session, Session):
                 session._was_saved()
             _refresh_header(response, storage.cookie_name)
@@ -182,12 +193,21 @@ def _refresh_header(response: web.StreamResponse, cookie_name: str) -> None:
         response.headers.add(hdrs.SET_COOKIE, line)
 
 
-def _middleware(storage: AbstractStorage, name: str | None, *, streams: bool) -> Middleware:
+def _middleware(
+    storage: AbstractStorage, name: str | None, app: web.Application | None
+) -> Middleware:
+    """Make a session's middleware.
+
+    :param app: that it is set up in, if so.
+    """
     if not isinstance(storage, AbstractStorage):
         raise RuntimeError(f"Expected AbstractStorage got {storage!r}")
     log_what_is_missed()
     session_key, storage_key = _keys(name)
     _keys_warned_of.update((session_key, storage_key))
+    # The first of all middlewares need not have another around it for that.
+    answering = None if app is None or app.middlewares else app
+    streams = app is not None
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -201,20 +221,22 @@ def _middleware(storage: AbstractStorage, name: str | None, *, streams: bool) ->
             response = await handler(request)
         except web.HTTPException as error:
             if (session := _unsaved(state, session_key)) is not None:
-                await _save(storage, session, request, error, streams=streams)
+                await _save(storage, session, request, error, answering, streams=streams)
             raise
-        except (asyncio.CancelledError, ConnectionError) as error:
+        except (Exception, asyncio.CancelledError) as error:
             if streams and _has_left(request, error):
                 await _save_late(storage, request.get(session_key))
+            unavailable.answer(error, request, answering)
             raise
         # Most are just that, and isinstance takes its time with the others.
         if type(response) is not web.Response and not isinstance(response, web.StreamResponse):
             raise RuntimeError(f"Expect response, not {type(response)!r}")
         if (session := _unsaved(state, session_key)) is not None:
-            await _save(storage, session, request, response, streams=streams)
+            await _save(storage, session, request, response, answering, streams=streams)
         return response
 
     middleware.aiohttp_sessions = [(name, storage)]  # type: ignore[attr-defined]
+    unavailable.mark(middleware, answers=answering is not None)
     return middleware
 
 
@@ -233,7 +255,24 @@ def _unsaved(state: Mapping[Any, Any], session_key: str) -> Any:
     return session if getattr(session, "_changed", False) else None
 
 
-def _save(
+async def _save(
+    storage: AbstractStorage,
+    session: Session,
+    request: web.Request,
+    response: web.StreamResponse,
+    answering: web.Application | None,
+    *,
+    streams: bool,
+) -> None:
+    try:
+        await _choose_save(storage, session, request, response, streams=streams)
+    except Exception as error:
+        unavailable.note(error)
+        unavailable.answer(error, request, answering)
+        raise
+
+
+def _choose_save(
     storage: AbstractStorage,
     session: Session,
     request: web.Request,
@@ -283,6 +322,8 @@ def _put_aside(request: web.Request, *keys: str) -> Iterator[None]:
 
 def _has_left(request: web.Request, error: BaseException) -> bool:
     """Tell whether a stream ended as most do: by its client's leaving."""
+    if not isinstance(error, (asyncio.CancelledError, ConnectionError)):
+        return False
     transport = request.transport
     gone = transport is None or transport.is_closing()
     return _STARTED_KEY in request and (gone or isinstance(error, asyncio.CancelledError))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ._options import Unpack, show_options
 from .server_storage import ServerOptions, ServerStorage
 from .stores import _redis_wire
+from .stores.outage import CircuitBreaker
 from .stores.redis import RedisStore
 
 try:
@@ -24,6 +25,8 @@ class RedisStorage(ServerStorage):
     :param redis_pool: a client that speaks redis-py's asyncio interface: ``redis.asyncio.Redis``,
         also of a Sentinel, ``redis.asyncio.RedisCluster``, or one of valkey's.
     :param timeout: seconds after which a load or save fails with TimeoutError.
+    :param circuit_breaker: while the store is down, let operations fail at once with
+        `StoreUnavailableError`; see `CircuitBreaker`.
     :raises RuntimeError: if redis is not installed, or older than 4.3.
     :raises TypeError: if redis_pool is not such a client.
     :raises ValueError: if timeout is not positive.
@@ -31,15 +34,19 @@ class RedisStorage(ServerStorage):
     Takes the options of `AbstractStorage`, `LifecycleStorage` and `ServerStorage` as well.
     """
 
-    store: RedisStore
-
     def __init__(
-        self, redis_pool: aioredis.Redis, *, timeout: float = 5, **options: Unpack[ServerOptions]
+        self,
+        redis_pool: aioredis.Redis,
+        *,
+        timeout: float = 5,
+        circuit_breaker: bool = True,
+        **options: Unpack[ServerOptions],
     ) -> None:
         if _redis_wire.library(redis_pool) != "valkey":
             if aioredis is None:
                 raise RuntimeError("Please install redis: pip install aiohttp-session[aioredis]")
             if REDIS_VERSION is not None and REDIS_VERSION < (4, 3):
                 raise RuntimeError("redis<4.3 is not supported")
-        super().__init__(RedisStore(redis_pool, timeout=timeout), **options)
+        store = RedisStore(redis_pool, timeout=timeout)
+        super().__init__(CircuitBreaker(store) if circuit_breaker else store, **options)
         self._redis = redis_pool

@@ -81,6 +81,14 @@ async def stored(storage: ServerStorage, identity: str) -> bytes | None:
     return await storage.store.read(storage._keys.get(identity))
 
 
+def innermost(storage: ServerStorage) -> Any:
+    """Return the store behind all layers."""
+    store: Any = storage.store
+    while hasattr(store, "store"):
+        store = store.store
+    return store
+
+
 @pytest.fixture(params=["memory", "redis", "memcached"])
 async def make_storage(request: pytest.FixtureRequest) -> AsyncIterator[MakeStorage]:
     async with server_storages(request.param, request.getfixturevalue) as make:

@@ -28,6 +28,7 @@ from aiohttp_session.stores import _redis_wire
 from benchmarks import servers
 from benchmarks.servers import HOST, Server
 from tests.proxy import Proxy
+from tests.stores import innermost
 from tests.storm import CANCELLED, REQUESTS, storm
 from tests.waiting import PATIENCE, LoopClock, running, turns, until
 
@@ -341,7 +342,7 @@ async def test_a_server_that_never_answers_is_a_timeout(
     proxy: Proxy, connect: Connect, loop_clock: LoopClock, socket_timeout: float | None
 ) -> None:
     client = connect(socket_timeout=socket_timeout)
-    storage = RedisStorage(client, timeout=PATIENCE)
+    storage = RedisStorage(client, timeout=PATIENCE, circuit_breaker=False)
     await login(storage, "a")
     proxy.hold()
     expected = TimeoutError, exceptions.TimeoutError
@@ -360,10 +361,10 @@ async def test_a_server_that_never_answers_is_a_timeout(
 async def test_a_first_request_that_is_not_answered_leaves_no_reply_behind(
     proxy: Proxy, client: Any, loop_clock: LoopClock
 ) -> None:
-    storage = RedisStorage(client, timeout=PATIENCE)
+    storage = RedisStorage(client, timeout=PATIENCE, circuit_breaker=False)
     await client.mset({"a": b"1", "b": b"2"})  # so that there is a connection
     proxy.hold()
-    first = storage.store.read("a")
+    first = asyncio.ensure_future(storage.store.read("a"))
     await until(lambda: proxy.held_replies)
     await loop_clock.pass_until(first.done)
     with pytest.raises(TimeoutError):
@@ -396,7 +397,7 @@ async def test_lines_that_are_left_lose_nothing(
     for user in users:
         await login(storage, user)
     lines = set()
-    server = storage.store._servers.get()
+    server = innermost(storage)._servers.get()
 
     async def visitor(user: str) -> None:
         for _ in range(100):
@@ -431,11 +432,13 @@ async def test_when_all_tasks_are_cancelled_the_storage_can_go_on(
     storage = RedisStorage(client, timeout=PATIENCE)
     await login(storage, "a")
     proxy.hold_requests()
-    load = storage.store._servers.get().submit(
-        ("k", _redis_wire.pack(b"GET", b"k"), lambda client, key: client.get(key))
+    load = (
+        innermost(storage)
+        ._servers.get()
+        .submit(("k", _redis_wire.pack(b"GET", b"k"), lambda client, key: client.get(key)))
     )
     await until(lambda: proxy.held_requests)
-    server = storage.store._servers.get()
+    server = innermost(storage)._servers.get()
     server._line._task.cancel()
     await asyncio.wait([load])
     assert load.cancelled()

@@ -27,6 +27,7 @@ from aiohttp_session.memory_storage import MemoryStorage
 from aiohttp_session.redis_storage import RedisStorage
 from aiohttp_session.server_storage import ServerStorage
 from aiohttp_session.stores import Store
+from aiohttp_session.stores.telemetry import TelemetryStore
 from aiohttp_session.telemetry import instrument, uninstrument
 from benchmarks.servers import HOST
 from tests.conftest import Clock
@@ -356,7 +357,7 @@ async def test_what_reports_to_nobody_is_left_out(
     assert await browser.load() == {"a": 1}
     assert len(watch.spans()) == (5 if what == "meter_provider" else 0)
     assert ("aiohttp_session.outcomes" in watch.metrics()) == (what == "tracer_provider")
-    assert hasattr(storage.store, "store") == (what != "both")
+    assert isinstance(storage.store, TelemetryStore) == (what != "both")
 
 
 async def test_what_stores_say_of_themselves() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 
 
 class UnsettledError(ConnectionError):
@@ -12,6 +12,10 @@ class UnsettledError(ConnectionError):
     A store raises it only if the write can't be done any later. The storage then looks at the
     record to see what became of it.
     """
+
+
+class StoreUnavailableError(ConnectionError):
+    """The store is down: nothing was sent to it. The cause is the error that was seen last."""
 
 
 class Store(abc.ABC):
@@ -25,6 +29,9 @@ class Store(abc.ABC):
 
     timeout: float | None = None
     """Seconds after which an operation fails with TimeoutError; None if it always ends soon."""
+
+    server_of: Callable[[str], Hashable] | None = None
+    """Returns the name of the server that has a key, if several may fail one by one."""
 
     @abc.abstractmethod
     def read(self, key: str) -> Awaitable[bytes | None]:

@@ -38,6 +38,8 @@ class RedisStore(Store):
         self._client = client
         self._is_first = True
         self._servers: PerLoop[Any] = PerLoop(self._connect)
+        if hasattr(client, "get_node_from_key"):
+            self.server_of = self._node_of
 
     def read(self, key: str) -> asyncio.Future[bytes | None]:
         """Return the record under a key."""
@@ -100,6 +102,12 @@ class RedisStore(Store):
     async def finish(self) -> None:
         """Wait for what is under way in this event loop, and give its connections back."""
         await self._servers.get().finish()
+
+    def _node_of(self, key: str) -> str | None:
+        try:
+            return str(self._client.get_node_from_key(key).name)
+        except Exception:  # noqa: BLE001 - it doesn't know its nodes yet, or none has the slot
+            return None
 
     def _connect(self) -> _redis_wire.Server | _redis_wire.Cluster:
         # Connections belong to one event loop: the first has the client's own.
