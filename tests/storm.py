@@ -32,7 +32,7 @@ async def storm(proxy: Proxy, request: Callable[[], Coroutine[Any, Any, str]]) -
             running.append(asyncio.ensure_future(request()))
             begun += 1
         proxy.hold()
-        await until(lambda: proxy.held_replies or all(task.done() for task in running))
+        await until(lambda tasks=running: proxy.held_replies or all(map(_is_done, tasks)))
         waiting = [task for task in running if not task.done()]
         for task in dice.sample(waiting, begun // 4 - len(doomed)):
             task.cancel()
