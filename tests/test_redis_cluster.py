@@ -30,7 +30,10 @@ from benchmarks.servers import HOST, Server
 from tests.waiting import PATIENCE, running, until
 
 KEYS = [f"key{i}" for i in range(60)]
-LIMITS = {"socket_timeout": None, "socket_connect_timeout": PATIENCE}  # the storage has its own
+LIMITS: dict[str, Any] = {
+    "socket_timeout": None,
+    "socket_connect_timeout": PATIENCE,
+}  # the storage has its own
 
 
 @pytest.fixture(autouse=True)
