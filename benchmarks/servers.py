@@ -47,8 +47,11 @@ def redis(*options: str, port: int | None = None) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def redis_cluster() -> Iterator[list[Server]]:
-    """Run a Redis Cluster: three primaries, and at the end of the list a replica of the first."""
-    options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "500"]
+    """Run a Redis Cluster: three primaries, and at the end of the list a replica of the first.
+
+    No node takes another for dead by itself, since a busy machine would seem to kill them.
+    """
+    options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"]
     # Or all of them refuse to work while one has failed and its successor isn't elected.
     options += ["--cluster-require-full-coverage", "no"]
     with contextlib.ExitStack() as stack:
@@ -66,6 +69,9 @@ def redis_cluster() -> Iterator[list[Server]]:
             _wait_for_reply(node, "CLUSTER INFO", b"cluster_known_nodes:4")
         ask(replica, "CLUSTER REPLICATE", ask(first, "CLUSTER MYID").decode().strip())
         _wait_for_reply(replica, "INFO replication", b"master_link_status:up")
+        for node in nodes:  # they have come to know each other, which a short timeout speeds up
+            _wait_for_reply(node, "CLUSTER INFO", b"cluster_slots_fail:0")
+            ask(node, "CONFIG SET cluster-node-timeout", 1000 * _PATIENCE)
         for node in nodes:
             _wait_for_reply(node, "CLUSTER INFO", b"cluster_state:ok")
         yield nodes
@@ -73,7 +79,10 @@ def redis_cluster() -> Iterator[list[Server]]:
 
 @contextlib.contextmanager
 def redis_sentinel(name: str = "sessions") -> Iterator[tuple[Server, Server, Server]]:
-    """Run a primary and a replica, and a Sentinel that watches the two by the given name."""
+    """Run a primary and a replica, and a Sentinel that watches the two by the given name.
+
+    It does not take them for dead by itself: see `redis_cluster`.
+    """
     with contextlib.ExitStack() as stack:
         primary = stack.enter_context(redis())
         replica = stack.enter_context(redis("--replicaof", f"{HOST} {primary.port}"))
@@ -84,8 +93,8 @@ def redis_sentinel(name: str = "sessions") -> Iterator[tuple[Server, Server, Ser
         settings.write_text(
             f"bind {HOST}\nport {port}\ndir {folder}\n"
             f"sentinel monitor {name} {HOST} {primary.port} 1\n"
-            f"sentinel down-after-milliseconds {name} 300\n"
-            f"sentinel failover-timeout {name} 3000\n"
+            f"sentinel down-after-milliseconds {name} {1000 * _PATIENCE}\n"
+            f"sentinel failover-timeout {name} {1000 * _PATIENCE}\n"
         )
         command = [str(settings), "--sentinel"]
         sentinel = stack.enter_context(_run("redis-server", "redis-server", command, port))

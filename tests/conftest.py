@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import importlib
 import os
@@ -142,6 +143,13 @@ async def proxy(memcached_server: servers.Server) -> AsyncIterator[Proxy]:
     """A way to memcached that can be disturbed; the tests of Redis have one of their own."""
     async with Proxy(memcached_server.port) as proxy:
         yield proxy
+
+
+@pytest.fixture
+async def cleanup() -> AsyncIterator[contextlib.AsyncExitStack]:
+    """Takes what is to be done at the end of the test, whether or not it fails."""
+    async with contextlib.AsyncExitStack() as stack:
+        yield stack
 
 
 class Clock:

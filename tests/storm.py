@@ -41,7 +41,7 @@ async def storm(proxy: Proxy, request: Callable[[], Coroutine[Any, Any, str]]) -
         proxy.resume()
         await turns(dice.randrange(30))
         outcomes += [task.result() for task in running if task.done()]
-        running = [task for task in running if not task.done()]
+        running[:] = [task for task in running if not task.done()]
     await asyncio.gather(*doomed, return_exceptions=True)
     assert [task.cancelled() for task in doomed] == [True] * CANCELLED
     return outcomes

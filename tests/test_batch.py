@@ -12,6 +12,7 @@ import pytest
 
 from aiohttp_session.stores.batch import Batch
 from aiohttp_session.stores.per_loop import PerLoop
+from tests.waiting import PATIENCE, LoopClock
 
 
 class Store:
@@ -59,13 +60,13 @@ async def turn(times: int = 5) -> None:
 
 
 async def test_operations_of_one_turn_share_a_run(store: Store) -> None:
-    batch = Batch(store.run, timeout=5)
+    batch = Batch(store.run, timeout=PATIENCE)
     assert await asyncio.gather(*(batch.submit(i) for i in range(5))) == [0, 2, 4, 6, 8]
     assert store.batches == [[0, 1, 2, 3, 4]]
 
 
 async def test_a_lone_operation_runs_in_the_next_turn(store: Store) -> None:
-    batch = Batch(store.run, timeout=5)
+    batch = Batch(store.run, timeout=PATIENCE)
     future = batch.submit(1)
     await asyncio.sleep(0)
     assert store.batches == [[1]]
@@ -83,13 +84,13 @@ async def test_a_lone_operation_runs_in_the_next_turn(store: Store) -> None:
     ],
 )
 async def test_a_run_has_bounds(store: Store, sizes: list[int], expected: list[list[int]]) -> None:
-    batch = Batch(store.run, timeout=5, max_operations=3, max_bytes=100)
+    batch = Batch(store.run, timeout=PATIENCE, max_operations=3, max_bytes=100)
     await asyncio.gather(*(batch.submit(i, size) for i, size in enumerate(sizes)))
     assert store.batches == expected
 
 
 async def test_a_slow_run_holds_up_no_other(store: Store) -> None:
-    batch = Batch(store.run, timeout=5, max_workers=2)
+    batch = Batch(store.run, timeout=PATIENCE, max_workers=2)
     event = store.hold(1)
     slow = batch.submit(1)
     await turn()
@@ -101,7 +102,7 @@ async def test_a_slow_run_holds_up_no_other(store: Store) -> None:
 
 
 async def test_operations_gather_while_all_workers_are_busy(store: Store) -> None:
-    batch = Batch(store.run, timeout=5, max_workers=1)
+    batch = Batch(store.run, timeout=PATIENCE, max_workers=1)
     event = store.hold(1)
     first = batch.submit(1)
     await turn()
@@ -117,7 +118,7 @@ async def test_an_operation_that_fails_fails_alone(store: Store) -> None:
     async def run(operations: list[int]) -> Sequence[int | BaseException]:
         return [KeyError(i) if i == 2 else i for i in operations]
 
-    batch = Batch(run, timeout=5)
+    batch = Batch(run, timeout=PATIENCE)
     one, two, three = await asyncio.gather(
         *(batch.submit(i) for i in (1, 2, 3)), return_exceptions=True
     )
@@ -129,7 +130,7 @@ async def test_what_a_run_raises_goes_to_all_as_copies(store: Store) -> None:
     async def run(operations: list[int]) -> Sequence[int]:
         raise KeyError("x") from OSError("why")
 
-    batch = Batch(run, timeout=5)
+    batch = Batch(run, timeout=PATIENCE)
     one, two = await asyncio.gather(batch.submit(1), batch.submit(2), return_exceptions=True)
     assert isinstance(one, KeyError)
     assert isinstance(two, KeyError)
@@ -148,20 +149,20 @@ async def test_an_exception_that_cannot_be_copied_goes_to_all(store: Store) -> N
         raise OddError(1, 2)
 
     with pytest.raises(OddError, match="odd"):
-        await Batch(run, timeout=5).submit(1)
+        await Batch(run, timeout=PATIENCE).submit(1)
 
 
 async def test_too_few_results_are_an_error(store: Store) -> None:
     async def run(operations: list[int]) -> Sequence[int]:
         return operations[1:]
 
-    batch = Batch(run, timeout=5)
+    batch = Batch(run, timeout=PATIENCE)
     results = await asyncio.gather(batch.submit(1), batch.submit(2), return_exceptions=True)
     assert isinstance(results[1], ValueError)
 
 
 async def test_a_cancelled_waiter_disturbs_nobody(store: Store) -> None:
-    batch = Batch(store.run, timeout=5)
+    batch = Batch(store.run, timeout=PATIENCE)
     event = store.hold(1)
     futures = [batch.submit(i) for i in (1, 2, 3)]
     await turn()
@@ -173,7 +174,7 @@ async def test_a_cancelled_waiter_disturbs_nobody(store: Store) -> None:
 
 
 async def test_a_cancelled_operation_is_left_out_only_if_it_may_be(store: Store) -> None:
-    batch = Batch(store.run, timeout=5)
+    batch = Batch(store.run, timeout=PATIENCE)
     futures = [batch.submit(i, droppable=i < 3) for i in (1, 2, 3, 4)]
     for i in (0, 2):
         futures[i].cancel()
@@ -182,7 +183,7 @@ async def test_a_cancelled_operation_is_left_out_only_if_it_may_be(store: Store)
 
 
 async def test_nothing_runs_if_all_were_cancelled(store: Store) -> None:
-    batch = Batch(store.run, timeout=5)
+    batch = Batch(store.run, timeout=PATIENCE)
     batch.submit(1, droppable=True).cancel()
     await turn()
     assert store.batches == []
@@ -193,42 +194,48 @@ async def test_a_failure_without_a_waiter_is_not_reported(store: Store) -> None:
     async def run(operations: list[int]) -> Sequence[int]:
         raise KeyError
 
-    batch = Batch(run, timeout=5)
+    batch = Batch(run, timeout=PATIENCE)
     batch.submit(1).cancel()
     batch.submit(2)
     await batch.finish()
 
 
-async def test_a_run_without_an_answer_times_out(store: Store) -> None:
-    batch = Batch(store.run, timeout=0.03)
+async def test_a_run_without_an_answer_times_out(store: Store, loop_clock: LoopClock) -> None:
+    batch = Batch(store.run, timeout=PATIENCE + 0.5)
     store.hold(1)
-    with pytest.raises(TimeoutError, match=r"did not answer within 0\.03 seconds"):
-        await batch.submit(1)
+    stuck = batch.submit(1)
+    assert await loop_clock.pass_until(stuck.done) >= PATIENCE
+    with pytest.raises(TimeoutError, match=r"did not answer within 60\.5 seconds"):
+        await stuck
     assert store.cancelled == 1
     assert await batch.submit(2) == 4
 
 
-async def test_operations_that_wait_for_a_worker_time_out_too(store: Store) -> None:
-    batch = Batch(store.run, timeout=0.2, max_workers=1, max_operations=1)
+async def test_operations_that_wait_for_a_worker_time_out_too(
+    store: Store, loop_clock: LoopClock
+) -> None:
+    batch = Batch(store.run, timeout=PATIENCE, max_workers=1, max_operations=1)
     for number in (1, 2, 3):
         store.hold(number)
     loop = asyncio.get_running_loop()
     begun = loop.time()
     with mock.patch.object(loop, "time", return_value=begun):  # all at the same moment
         waiting = [batch.submit(number) for number in (1, 2, 3)]
-    results = await asyncio.gather(*waiting, return_exceptions=True)
-    assert [type(result) for result in results] == [TimeoutError] * 3
+    ended = asyncio.gather(*waiting, return_exceptions=True)
+    await loop_clock.pass_until(ended.done)
+    assert [type(result) for result in await ended] == [TimeoutError] * 3
     assert store.batches == [[1]]
 
 
-async def test_a_later_operation_has_time_of_its_own(store: Store) -> None:
-    batch = Batch(store.run, timeout=0.4, max_workers=1)
+async def test_a_later_operation_has_time_of_its_own(store: Store, loop_clock: LoopClock) -> None:
+    batch = Batch(store.run, timeout=PATIENCE, max_workers=1)
     store.hold(1)
     stuck = batch.submit(1)
     await turn()
     early = batch.submit(2)
-    await asyncio.sleep(0.25)
+    loop_clock.advance(PATIENCE / 2)
     late = batch.submit(3)
+    await loop_clock.pass_until(stuck.done)
     with pytest.raises(TimeoutError):
         await stuck
     assert await late == 6
@@ -236,28 +243,33 @@ async def test_a_later_operation_has_time_of_its_own(store: Store) -> None:
     await asyncio.wait([early])
 
 
-async def test_every_worker_has_a_deadline(store: Store) -> None:
-    batch = Batch(store.run, timeout=0.05)
+async def test_every_worker_has_a_deadline(store: Store, loop_clock: LoopClock) -> None:
+    batch = Batch(store.run, timeout=PATIENCE)
     store.hold(1)
     store.hold(2)
     first = batch.submit(1)
-    await asyncio.sleep(0.02)
+    await turn()
+    loop_clock.advance(PATIENCE / 2)
     second = batch.submit(2)
+    await loop_clock.pass_until(first.done)
+    assert not second.done()
+    await loop_clock.pass_until(second.done)
     results = await asyncio.gather(first, second, return_exceptions=True)
     assert [type(result) for result in results] == [TimeoutError] * 2
 
 
 async def test_an_operation_that_comes_with_a_part_of_its_time_behind_it_keeps_its_deadline(
-    store: Store,
+    store: Store, loop_clock: LoopClock
 ) -> None:
-    batch = Batch(store.run, timeout=10)
+    batch = Batch(store.run, timeout=PATIENCE)
     event = store.hold(1)
     store.hold(2)
     first = batch.submit(1)
     await turn()
     loop = asyncio.get_running_loop()
     second: asyncio.Future[int] = loop.create_future()
-    batch.put((2, second, 0, False, loop.time() - 9.9), loop)
+    batch.put((2, second, 0, False, loop.time() - PATIENCE + 1), loop)
+    assert await loop_clock.pass_until(second.done) < 2
     with pytest.raises(TimeoutError):
         await second
     assert not first.done()
@@ -266,7 +278,7 @@ async def test_an_operation_that_comes_with_a_part_of_its_time_behind_it_keeps_i
 
 
 async def test_finish_waits_for_what_nobody_waits_for(store: Store) -> None:
-    batch = Batch(store.run, timeout=5)
+    batch = Batch(store.run, timeout=PATIENCE)
     event = store.hold(1)
     batch.submit(1)
     await turn()
@@ -282,7 +294,7 @@ async def test_finish_waits_for_what_nobody_waits_for(store: Store) -> None:
 
 @pytest.mark.parametrize("turns", [0, 1, 5], ids=["not begun", "beginning", "running"])
 async def test_when_all_tasks_are_cancelled_so_are_the_waiters(store: Store, turns: int) -> None:
-    batch = Batch(store.run, timeout=5, max_operations=1, max_workers=1)
+    batch = Batch(store.run, timeout=PATIENCE, max_operations=1, max_workers=1)
     store.hold(1)
     waiters = [batch.submit(1), batch.submit(2)]
     await turn(turns)
@@ -344,7 +356,7 @@ def test_threads_do_not_mix_their_batches() -> None:
         asyncio.run(work())
         done.append(number)
 
-    batches: PerLoop[Batch[int, int]] = PerLoop(lambda: Batch(run, timeout=5))
+    batches: PerLoop[Batch[int, int]] = PerLoop(lambda: Batch(run, timeout=PATIENCE))
     threads: dict[int, int] = {}
     done: list[int] = []
     workers = [threading.Thread(target=main, args=(number,)) for number in range(4)]

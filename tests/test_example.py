@@ -16,6 +16,7 @@ from pytest_aiohttp.plugin import AiohttpClient
 
 from benchmarks.servers import HOST, free_port
 from examples import shop
+from tests.waiting import PATIENCE
 
 KEY = "A" * 43 + "="
 
@@ -127,7 +128,7 @@ def test_says_where_it_listens() -> None:
                 assert response.headers["Set-Cookie"].startswith("SHOP=")
         finally:
             process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 @pytest.mark.parametrize("arguments", [["--storage", "sqlite"], ["--key", "short"]])

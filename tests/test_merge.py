@@ -16,6 +16,7 @@ from aiohttp_session import ConflictError, Session, get_session, server_storage,
 from aiohttp_session.server_storage import ServerStorage
 from tests.contract import NAME, Browser, spy
 from tests.stores import MakeStorage, YieldingStorage, make_storage, stored
+from tests.waiting import turns
 
 __all__ = ("make_storage",)
 
@@ -275,14 +276,14 @@ async def test_a_merge_that_is_cancelled_lets_the_next_one_begin(
 
     async def slow(*args: Any) -> bool:
         held.set()
-        await asyncio.sleep(3600)
+        await asyncio.Event().wait()
         raise AssertionError
 
     monkeypatch.setattr(store.store, "swap", slow)
     first = asyncio.ensure_future(Browser(store, browser.cookie).set(a=1))
     await held.wait()
     second = asyncio.ensure_future(Browser(store, browser.cookie).set(b=1))
-    await asyncio.sleep(0.01)
+    await turns()
     monkeypatch.setattr(store.store, "swap", swap)
     first.cancel()
     await second

@@ -22,6 +22,7 @@ from aiohttp_session.stores import _redis_wire
 from benchmarks.servers import HOST, Server
 from tests.proxy import Proxy
 from tests.stores import innermost
+from tests.waiting import until
 
 AnyRedis = Any  # Redis is generic for the type checker only
 
@@ -49,7 +50,7 @@ CLIENTS: dict[str, Callable[[int], AnyRedis]] = {
     "one connection in the pool": lambda port: Redis(host=HOST, port=port, max_connections=1),
     "single connection": lambda port: Redis(host=HOST, port=port, single_connection_client=True),
     "health check": lambda port: Redis(host=HOST, port=port, health_check_interval=1),
-    "short timeout": lambda port: Redis(host=HOST, port=port, socket_timeout=2),
+    "short timeout": lambda port: Redis(host=HOST, port=port, socket_timeout=4),
     "no timeout": lambda port: Redis(host=HOST, port=port, socket_timeout=None),
     "no retry": lambda port: Redis(host=HOST, port=port, retry=Retry(NoBackoff(), 0)),
     "subclass": lambda port: PrefixedRedis(host=HOST, port=port),
@@ -203,11 +204,14 @@ async def test_the_load_of_a_large_session_holds_up_no_other(redis_server: Serve
         await storage.store.create("small", b"1", 60)
         assert await storage.store.read("large") == large  # from now on it is known to be large
         await asyncio.gather(*(storage.store.read("small") for _ in range(200)))
-        proxy.fragment, proxy.reply_delay = 2000, 0.005
+        proxy.fragment = 2000
+        proxy.hold(after=2000)
         slow = asyncio.ensure_future(storage.store.read("large"))
-        assert await asyncio.wait_for(storage.store.read("small"), 5) == b"1"
+        await until(lambda: proxy.held_replies)
+        assert await storage.store.read("small") == b"1"
         assert not slow.done()
-        proxy.fragment, proxy.reply_delay = 2**16, 0
+        proxy.fragment = 2**16
+        proxy.resume()
         assert await slow == large
         await storage.store.delete("large")
         assert await storage.store.read("large") is None

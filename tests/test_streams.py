@@ -27,6 +27,7 @@ from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from aiohttp_session.nacl_storage import NaClCookieStorage
 from tests.contract import KEY, NAME, spy
 from tests.stores import MakeStorage, YieldingStorage, make_storage, stored
+from tests.waiting import PATIENCE
 
 __all__ = ("make_storage",)
 
@@ -99,7 +100,7 @@ async def show(client: Client) -> Any:
 
 async def shows(client: Client, expected: Any) -> bool:
     """Tell whether the session has these contents, now or once the handler has ended."""
-    for _ in range(200):
+    for _ in range(PATIENCE * 100):
         if await show(client) == expected:
             return True
         await asyncio.sleep(0.01)
@@ -311,7 +312,7 @@ async def test_what_changed_before_the_client_left_is_saved(
     async def wait(request: web.Request) -> None:
         session = await get_session(request)
         session["b"] = 2
-        for _ in range(1000):  # aiohttp raises ConnectionResetError
+        while True:  # until aiohttp raises ConnectionResetError
             await asyncio.sleep(0.001)
             await request.writer.write(b".")
 
@@ -334,7 +335,7 @@ async def test_what_changed_before_a_cancellation_is_saved(
         task = asyncio.current_task()
         assert task is not None
         tasks.append(task)
-        await asyncio.sleep(10)
+        await asyncio.Event().wait()
 
     page = Stream(make_storage())
     page.before, page.after = put(a=1), wait

@@ -12,6 +12,7 @@ import pytest
 from benchmarks import reference
 from benchmarks.servers import Server
 from tests.interop import third_party
+from tests.waiting import PATIENCE
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +29,7 @@ def on_the_reference(ports: dict[str, int]) -> dict[str, Any]:
         stdout=subprocess.PIPE,
         check=True,
         env=env,
-        timeout=60,
+        timeout=10 * PATIENCE,
     )
     seen = json.loads(done.stdout)
     assert isinstance(seen, dict)
