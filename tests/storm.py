@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from tests.proxy import Proxy
@@ -32,7 +33,7 @@ async def storm(proxy: Proxy, request: Callable[[], Coroutine[Any, Any, str]]) -
             running.append(asyncio.ensure_future(request()))
             begun += 1
         proxy.hold()
-        await until(lambda tasks=running: proxy.held_replies or all(map(_is_done, tasks)))
+        await until(partial(_is_held, proxy, running))
         waiting = [task for task in running if not task.done()]
         for task in dice.sample(waiting, begun // 4 - len(doomed)):
             task.cancel()
@@ -45,3 +46,7 @@ async def storm(proxy: Proxy, request: Callable[[], Coroutine[Any, Any, str]]) -
     await asyncio.gather(*doomed, return_exceptions=True)
     assert [task.cancelled() for task in doomed] == [True] * CANCELLED
     return outcomes
+
+
+def _is_held(proxy: Proxy, running: list[asyncio.Task[str]]) -> bool:
+    return bool(proxy.held_replies) or all(task.done() for task in running)
