@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 # Set, to anything but nothing, means yes; as at run time, see aiohttp_session/_core.py.
@@ -32,17 +33,44 @@ class BuildExt(build_ext):
         except Exception as error:
             if REQUIRED:
                 raise
+            for compiled in self.get_outputs():  # those before the one that failed
+                Path(compiled).unlink(missing_ok=True)
             self.extensions = self.distribution.ext_modules = []
-            warnings.warn(f"aiohttp-session will be pure Python, and slower: {error}", stacklevel=1)
+            warn(error)
 
 
-if PURE or sys.implementation.name != "cpython":
-    setup()
-else:
-    from Cython.Build import cythonize
+class BdistWheel(bdist_wheel):
+    """Name the wheel after what was built: pip keeps it, and offers it to other interpreters."""
 
+    def run(self):  # noqa: D102
+        self.run_command("build_ext")
+        self.root_is_pure = not self.distribution.has_ext_modules()
+        super().run()
+
+
+def warn(error):
+    """Say why there will be no extensions."""
+    warnings.warn(f"aiohttp-session will be pure Python, and slower: {error}", stacklevel=2)
+
+
+def extensions():
+    """Return the extensions to compile; none without Cython, unless they are required."""
+    if PURE or sys.implementation.name != "cpython":
+        return []
+    try:
+        from Cython.Build import cythonize  # noqa: PLC0415 - it may be missing, or not wanted
+    except ImportError as error:
+        if REQUIRED:
+            raise SystemExit(
+                f"AIOHTTP_SESSION_REQUIRE_EXTENSIONS is set, and there is no Cython: {error}. "
+                "Install it (pip install 'cython >= 3.1'), or build without --no-build-isolation"
+            ) from None
+        warn(error)
+        return []
     files = sorted(Path("src_ext").glob("*.pyx"))
     modules = [Extension(f"aiohttp_session.{p.stem}", [p.as_posix()], **OPTIONS) for p in files]
     directives = {**CHECKS, "linetrace": TRACE}
-    modules = cythonize(modules, build_dir="build/cython", compiler_directives=directives)
-    setup(ext_modules=modules, cmdclass={"build_ext": BuildExt})
+    return cythonize(modules, build_dir="build/cython", compiler_directives=directives)
+
+
+setup(ext_modules=extensions(), cmdclass={"bdist_wheel": BdistWheel, "build_ext": BuildExt})
