@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 if sys.version_info >= (3, 11):
     from typing import Unpack
-else:
+else:  # pragma: no cover - Python 3.10
     from typing_extensions import Unpack
 
 __all__ = ("Unpack", "show_options")

@@ -20,11 +20,10 @@ version = release = aiohttp_session.__version__
 extensions = ["sphinx.ext.autodoc"]
 nitpicky = True
 # Everything of this package must be found. Others' names are not linked: the build is offline.
-nitpick_ignore_regex = [("py:.*", r"(?!aiohttp_session\b).*|.*\._CookieParams")]
+nitpick_ignore_regex = [("py:.*", r"(?!aiohttp_session\b).*|.*\.(_CookieParams|\w+Options)")]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 80
 toc_object_entries_show_parents = "hide"
