@@ -231,14 +231,14 @@ async def test_operation_that_nobody_waits_for_is_not_sent_again(
 @pytest.mark.parametrize(
     ("operation", "commands"),
     [
-        (lambda store: store.read("k"), ["gets", "gets"]),
-        (lambda store: store.update("k", b"v1", None), ["cas", "cas"]),
-        (lambda store: store.swap("k", b"v0", b"v1", None), ["gets", "gets"]),
-        (lambda store: store.create("k", b"v1", None), ["add", "gets", "gets"]),
-        (lambda store: store.delete("k"), ["delete", "delete"]),
+        (lambda store: store.read("k"), ["gets"] * 4),
+        (lambda store: store.update("k", b"v1", None), ["cas"] * 4),
+        (lambda store: store.swap("k", b"v0", b"v1", None), ["gets"] * 4),
+        (lambda store: store.create("k", b"v1", None), ["add"] + ["gets"] * 4),
+        (lambda store: store.delete("k"), ["delete"] * 4),
     ],
 )
-async def test_command_is_repeated_only_once(
+async def test_command_is_not_repeated_for_ever(
     store: MemcachedStore,
     proxy: HeldProxy,
     operation: Callable[[MemcachedStore], Awaitable[object]],

@@ -13,6 +13,7 @@ from ._memcached_protocol import Command, ConnectionLostError, Retrieval, Waiter
 
 _AnyCommand = TypeVar("_AnyCommand", Retrieval, Command)
 
+REPEATS = 3  # of one command, since the next connection may be lost as well
 _CLOGGED = 64 * 1024  # bytes under way on a connection, beyond which others take another
 _KEYS_LIMIT = 64  # keys in one command
 _TOKENS_LIMIT = 1024
@@ -25,7 +26,7 @@ class Client:
     replies are read off in the same order. No task waits in between: a waiter that is cancelled
     gives up its future, and the stream goes on.
 
-    A read whose connection is lost is repeated once. Any other command fails then with
+    A read whose connection is lost is repeated. Any other command fails with
     `ConnectionLostError`, and whoever sent it decides.
 
     :param options: for ``loop.create_connection``.
@@ -207,10 +208,10 @@ class Client:
         if (
             isinstance(error, ConnectionLostError)
             and isinstance(command, Retrieval)
-            and not command.is_repeated
+            and command.repeats < REPEATS
             and command.forget_cancelled()
         ):
-            command.is_repeated = True
+            command.repeats += 1
             self._commands.append(command)
             self._queued += 1
             loop = self._loop()

@@ -23,9 +23,10 @@ All steps of an operation share its time limit. One that is cancelled sends noth
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 from . import UnsettledError
-from ._memcached_client import Client
+from ._memcached_client import REPEATS, Client
 from ._memcached_protocol import EXISTS, STORED, ConnectionLostError, encode_key, expiry
 
 
@@ -72,7 +73,7 @@ class Operations:
         try:
             await self._client.delete(name, deadline)
         except ConnectionLostError:
-            await self._client.delete(name, deadline)
+            await _repeat(lambda: self._client.delete(name, deadline))
 
     async def finish(self) -> None:
         await self._client.finish()
@@ -113,7 +114,9 @@ class Operations:
 
         :raises UnsettledError: if it may have been, and can't be any more.
         """
-        reply = await self._client.cas(key, payload, expires, deadline, token)
+        reply = await _repeat(
+            lambda: self._client.cas(key, payload, expires, deadline, token),
+        )
         if reply != STORED:
             record, _ = await self._client.gets(key, deadline)
             if record != payload:
@@ -122,3 +125,13 @@ class Operations:
                     "the session meanwhile: whether it was stored before that is not known"
                 )
         return STORED
+
+
+async def _repeat(send: Callable[[], Awaitable[bytes]]) -> bytes:
+    """Send a command again that was lost, as often as a read, and return the reply."""
+    for _ in range(REPEATS - 1):
+        try:
+            return await send()
+        except ConnectionLostError:
+            pass
+    return await send()

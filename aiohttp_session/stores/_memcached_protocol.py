@@ -67,7 +67,7 @@ class Retrieval:
     :param deadline: the loop's time at which it fails.
     """
 
-    __slots__ = ("_tokens", "_waiters", "deadline", "expected", "is_repeated", "sent")
+    __slots__ = ("_tokens", "_waiters", "deadline", "expected", "repeats", "sent")
     size = 0
 
     def __init__(
@@ -80,7 +80,7 @@ class Retrieval:
         """The loop's time."""
         self.expected = 0
         """Bytes from the beginning of an incomplete record to its end."""
-        self.is_repeated = False
+        self.repeats = 0
 
     @property
     def data(self) -> bytes:
