@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ._options import Unpack, show_options
 from .server_storage import ServerOptions, ServerStorage
-from .stores import _redis_wire
+from .stores._redis_client import library
 from .stores.outage import CircuitBreaker
 from .stores.redis import RedisStore
 
@@ -27,7 +27,7 @@ class RedisStorage(ServerStorage):
     :param timeout: seconds after which a load or save fails with TimeoutError.
     :param circuit_breaker: while the store is down, let operations fail at once with
         `StoreUnavailableError`; see `CircuitBreaker`.
-    :raises RuntimeError: if redis is not installed, or older than 4.3.
+    :raises RuntimeError: if redis is not installed, or older than 5.0.2.
     :raises TypeError: if redis_pool is not such a client.
     :raises ValueError: if timeout is not positive.
 
@@ -42,11 +42,11 @@ class RedisStorage(ServerStorage):
         circuit_breaker: bool = True,
         **options: Unpack[ServerOptions],
     ) -> None:
-        if _redis_wire.library(redis_pool) != "valkey":
+        if library(redis_pool) != "valkey":
             if aioredis is None:
                 raise RuntimeError("Please install redis: pip install aiohttp-session[aioredis]")
-            if REDIS_VERSION is not None and REDIS_VERSION < (4, 3):
-                raise RuntimeError("redis<4.3 is not supported")
+            if REDIS_VERSION is not None and REDIS_VERSION < (5, 0, 2):
+                raise RuntimeError("redis<5.0.2 is not supported")
         store = RedisStore(redis_pool, timeout=timeout)
         super().__init__(CircuitBreaker(store) if circuit_breaker else store, **options)
         self._redis = redis_pool

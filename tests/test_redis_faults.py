@@ -24,7 +24,9 @@ from redis.backoff import NoBackoff
 
 from aiohttp_session import Session, get_session, setup
 from aiohttp_session.redis_storage import RedisStorage
-from aiohttp_session.stores import _redis_wire
+from aiohttp_session.stores import _redis_pipeline
+from aiohttp_session.stores._redis_pipeline import READ
+from aiohttp_session.stores._redis_resp import pack
 from benchmarks import servers
 from benchmarks.servers import HOST, Server
 from tests.proxy import Proxy
@@ -307,7 +309,7 @@ async def test_a_reply_that_is_not_redis_is_the_clients_error(
 
 
 @pytest.mark.parametrize("odd", [b">2\r\n+invalidate\r\n*0\r\n", b"#t\r\n", b"$1\r\nab\r\n"])
-async def test_what_a_line_does_not_understand_is_asked_for_again(
+async def test_what_a_pipelined_connection_does_not_understand_is_asked_for_again(
     proxy: Proxy, client: Any, odd: bytes
 ) -> None:
     storage = RedisStorage(client, timeout=PATIENCE)
@@ -388,26 +390,26 @@ async def test_a_connection_that_went_dead_is_replaced_within_the_timeout(
     assert (await load)["user"] == "a"
 
 
-async def test_lines_that_are_left_lose_nothing(
+async def test_pipelined_connections_that_are_left_lose_nothing(
     client: Any, loop_clock: LoopClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_redis_wire, "_LINE_AGE", 0)
+    monkeypatch.setattr(_redis_pipeline, "_MAX_AGE", 0)
     storage = RedisStorage(client, timeout=PATIENCE)
     users = [f"user{i}" for i in range(20)]
     for user in users:
         await login(storage, user)
-    lines = set()
+    connections = set()
     server = innermost(storage)._servers.get()
 
     async def visitor(user: str) -> None:
         for _ in range(100):
             assert (await storage.load_session(request_of(user)))["user"] == user
-            lines.add(server._line)
+            connections.add(server._pipeline)
             loop_clock.advance(0.05)
 
     await asyncio.gather(*map(visitor, users))
     await storage.finish()
-    assert len(lines) > 3
+    assert len(connections) > 3
     assert len(client.connection_pool._available_connections) <= 5
 
 
@@ -435,11 +437,11 @@ async def test_when_all_tasks_are_cancelled_the_storage_can_go_on(
     load = (
         innermost(storage)
         ._servers.get()
-        .submit(("k", _redis_wire.pack(b"GET", b"k"), lambda client, key: client.get(key)))
+        .submit(("k", pack(b"GET", b"k"), lambda client, key: client.get(key), READ))
     )
     await until(lambda: proxy.held_requests)
     server = innermost(storage)._servers.get()
-    server._line._task.cancel()
+    server._pipeline._task.cancel()
     await asyncio.wait([load])
     assert load.cancelled()
     proxy.resume_requests()

@@ -24,11 +24,12 @@ class Batch(Generic[_Operation, _Result]):
     place, and disturbs nobody. A lone operation runs at once. While `max_workers` batches are
     under way, operations gather, and the next free worker takes them.
 
-    A batch belongs to one event loop; see `PerLoop`.
+    When its time is up, an operation fails, whatever becomes of its worker. A batch belongs to one
+    event loop; see `PerLoop`.
 
     :param run: does a list of operations; returns their results in the same order, with an
         exception in the place of one that failed. What it raises, all of them get. It is
-        cancelled when the time is up.
+        cancelled when the time is up, and again until it ends.
     :param timeout: seconds from its submission after which an operation fails with TimeoutError.
         A store that stalls can make it a quarter less.
     :param max_operations: how many operations run together.
@@ -50,11 +51,14 @@ class Batch(Generic[_Operation, _Result]):
         self._max_operations = max_operations
         self._max_bytes = max_bytes
         self._max_workers = max_workers
-        self._queue: deque[Entry[_Operation, _Result]] = deque()
+        self.queue: deque[Entry[_Operation, _Result]] = deque()  # what no worker has taken
         self._deadlines: dict[asyncio.Task[None], float] = {}  # of the workers
+        self._chunks: dict[asyncio.Task[None], list[Entry[_Operation, _Result]]] = {}
         self._expired: set[asyncio.Task[None]] = set()
         self._starting: asyncio.Task[None] | None = None  # is about to look at the queue
-        self._timer: asyncio.TimerHandle | None = None  # for the next deadline
+        # For the next deadline, and its time: a handle of uvloop's may not tell.
+        self._timer: asyncio.Handle | None = None
+        self._timer_due = 0.0
 
     def submit(
         self, operation: _Operation, size: int = 0, *, droppable: bool = False
@@ -71,9 +75,11 @@ class Batch(Generic[_Operation, _Result]):
 
     def put(self, entry: Entry[_Operation, _Result], loop: asyncio.AbstractEventLoop) -> None:
         """Queue an operation that has its future, and perhaps a part of its time behind it."""
-        self._queue.append(entry)
+        self.queue.append(entry)
         if self._starting is None and len(self._deadlines) < self._max_workers:
             self._start_worker(loop)
+        else:
+            self._set_timer(entry[4] + self._timeout, loop)
 
     async def finish(self) -> None:
         """Wait until nothing is under way."""
@@ -84,31 +90,34 @@ class Batch(Generic[_Operation, _Result]):
         # The task begins in the next turn of the loop, and finds what arrived in this one.
         task = self._starting = loop.create_task(self._work(loop))
         task.add_done_callback(self._end_worker)
-        self._set_deadline(task, self._queue[0][4] + self._timeout, loop)
+        self._set_deadline(task, self.queue[0][4] + self._timeout, loop)
 
     async def _work(self, loop: asyncio.AbstractEventLoop) -> None:
         task: asyncio.Task[None] = self._starting  # type: ignore[assignment]
         self._starting = None
         while task not in self._expired and (chunk := self._take(loop)):
+            self._chunks[task] = chunk
             self._set_deadline(task, chunk[0][4] + self._timeout, loop)
-            if self._queue and self._starting is None and len(self._deadlines) < self._max_workers:
+            if self.queue and self._starting is None and len(self._deadlines) < self._max_workers:
                 self._start_worker(loop)
             await self._run_chunk(chunk, task)
 
     def _end_worker(self, task: asyncio.Task[None]) -> None:
         del self._deadlines[task]
+        self._chunks.pop(task, None)
+        was_expired = task in self._expired
         self._expired.discard(task)
         if task is self._starting:
             self._starting = None
-        if task.cancelled():  # from outside: the loop is shutting down
-            while self._queue:
-                self._queue.popleft()[1].cancel()
-        elif self._queue and self._starting is None:
+        if task.cancelled() and not was_expired:  # from outside: the loop is shutting down
+            while self.queue:
+                self.queue.popleft()[1].cancel()
+        elif self.queue and self._starting is None:
             self._start_worker(task.get_loop())
 
     def _take(self, loop: asyncio.AbstractEventLoop) -> list[Entry[_Operation, _Result]]:
         chunk: list[Entry[_Operation, _Result]] = []
-        queue = self._queue
+        queue = self.queue
         size = 0
         too_old = loop.time() - self._timeout
         # One deadline for all of them: those that came much later run apart.
@@ -121,7 +130,7 @@ class Batch(Generic[_Operation, _Result]):
                 break
             queue.popleft()
             if since <= too_old:
-                self._fail(future, self._timeout_error())
+                _fail(future, self._timeout_error())
             elif not (droppable and future.done()):
                 chunk.append(entry)
         return chunk
@@ -134,25 +143,17 @@ class Batch(Generic[_Operation, _Result]):
             for entry, result in zip(chunk, results, strict=True):
                 future = entry[1]
                 if isinstance(result, BaseException):
-                    self._fail(future, result)
+                    _fail(future, result)
                 elif not future.done():
                     future.set_result(result)
         except asyncio.CancelledError:
-            if task not in self._expired:
+            if task not in self._expired:  # or they have failed already
                 for _, future, *_ in chunk:
                     future.cancel()
                 raise
-            for _, future, *_ in chunk:
-                self._fail(future, self._timeout_error())
         except Exception as error:  # noqa: BLE001 - it goes to the waiters
             for _, future, *_ in chunk:
-                self._fail(future, error)
-
-    def _fail(self, future: asyncio.Future[_Result], error: BaseException) -> None:
-        if not future.done():
-            # Each waiter that raises an exception adds its own traceback to it.
-            future.set_exception(_duplicate(error))
-            future.exception()  # or asyncio complains when nobody is left to see it
+                _fail(future, error)
 
     def _timeout_error(self) -> TimeoutError:
         return TimeoutError(f"The session store did not answer within {self._timeout:g} seconds")
@@ -160,22 +161,46 @@ class Batch(Generic[_Operation, _Result]):
     def _set_deadline(
         self, task: asyncio.Task[None], deadline: float, loop: asyncio.AbstractEventLoop
     ) -> None:
-        # One timer for all: one for each round trip would cost more than the rest of this file.
         self._deadlines[task] = deadline
-        if self._timer is None or deadline < self._timer.when():
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = loop.call_at(deadline, self._expire, loop)
+        if self._timer is None or deadline < self._timer_due:
+            self._set_timer(deadline, loop)
+
+    def _set_timer(self, due: float, loop: asyncio.AbstractEventLoop) -> None:
+        # One timer for all: one for each round trip would cost more than the rest of this file.
+        if self._timer is not None:
+            if due >= self._timer_due:
+                return
+            self._timer.cancel()
+        self._timer_due = due
+        self._timer = loop.call_at(due, self._expire, loop)
 
     def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Cancel the workers whose time is up, and come back for the next deadline."""
+        """Fail the operations whose time is up, and cancel the workers that they were with."""
         now = loop.time()
+        self._timer = None
         for task, deadline in self._deadlines.items():
-            if deadline <= now and task not in self._expired:
+            if deadline <= now:
                 self._expired.add(task)
+                # Once more if it does not end: `asyncio.wait_for` of Python before 3.12 loses a
+                # cancellation that meets its completion.
                 task.cancel()
-        rest = [time for task, time in self._deadlines.items() if task not in self._expired]
-        self._timer = loop.call_at(min(rest), self._expire, loop) if rest else None
+                self._deadlines[task] = now + self._timeout / 4
+                for _, future, *_ in self._chunks.get(task, ()):
+                    _fail(future, self._timeout_error())
+        for _, future, _, _, since in self.queue:  # no worker may be free to take them
+            if since + self._timeout <= now:
+                _fail(future, self._timeout_error())
+        due = [since + self._timeout for *_, since in self.queue if since + self._timeout > now]
+        due += self._deadlines.values()
+        if due:
+            self._set_timer(min(due), loop)
+
+
+def _fail(future: asyncio.Future[_Result], error: BaseException) -> None:
+    if not future.done():
+        # Each waiter that raises an exception adds its own traceback to it.
+        future.set_exception(_duplicate(error))
+        future.exception()  # or asyncio complains when nobody is left to see it
 
 
 def _duplicate(error: BaseException) -> BaseException:

@@ -6,8 +6,12 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Any
 
-from . import Store, _redis_wire
-from ._redis_wire import Operation, pack
+from . import Store, UnsettledError
+from ._redis_client import is_client
+from ._redis_cluster import Cluster
+from ._redis_pipeline import READ, WRITE, Operation
+from ._redis_resp import pack
+from ._redis_server import Server, connect
 from .per_loop import PerLoop
 
 _SWAP = """\
@@ -21,7 +25,12 @@ return 1
 class RedisStore(Store):
     """Keep records in Redis.
 
-    :param client: speaks redis-py's asyncio interface.
+    Each operation is done once, or is known to have failed. A write whose connection was lost is
+    never done late (see `Fence`), and what became of it is found out where the record tells: it
+    is what was to be written, or for `swap` still what was expected. Otherwise it fails with
+    `UnsettledError`; where the server can't be told to forget it, with ConnectionError.
+
+    :param client: one of redis-py's or valkey-py's asyncio clients.
     :param timeout: seconds after which an operation fails with TimeoutError.
     :raises TypeError: if client is no such client.
     :raises ValueError: if timeout is not positive.
@@ -30,7 +39,7 @@ class RedisStore(Store):
     timeout: float
 
     def __init__(self, client: Any, *, timeout: float = 5) -> None:
-        if not _redis_wire.is_client(client):
+        if not is_client(client):
             raise TypeError(f"Expected redis.asyncio.Redis got {type(client)}")
         if timeout <= 0:
             raise ValueError(f"timeout must be a positive number of seconds, not {timeout!r}")
@@ -44,7 +53,7 @@ class RedisStore(Store):
     def read(self, key: str) -> asyncio.Future[bytes | None]:
         """Return the record under a key."""
         packed = f"*2\r\n$3\r\nGET\r\n${len(key)}\r\n{key}\r\n".encode("ascii")
-        operation: Operation = (key, packed, _get)
+        operation: Operation = (key, packed, _get, READ)
         record: asyncio.Future[bytes | None] = self._servers.get().submit(operation, droppable=True)
         return record
 
@@ -66,26 +75,70 @@ class RedisStore(Store):
             lambda client, key: client.set(
                 key, payload, ex=ttl, xx=condition == (b"XX",), nx=condition == (b"NX",)
             ),
+            WRITE,
         )
-        return bool(await self._servers.get().submit(operation, len(payload)))
+        since = asyncio.get_running_loop().time()
+        try:
+            return bool(await self._servers.get().submit(operation, len(payload)))
+        except UnsettledError as unsettled:
+            # If the record is this one, it was done. An update may differ by its TTL only, which
+            # is set once more.
+            try:
+                if await self._swap(key, payload, payload, ttl, since):
+                    return True
+            except Exception as error:
+                raise unsettled from error
+            raise
 
     async def swap(self, key: str, expected: bytes | None, payload: bytes, ttl: int | None) -> bool:
         """Replace a record if it still is the expected one; return whether it was, atomically."""
         if expected is None:
             return await self._set(key, payload, ttl, (b"NX",))
+        since = asyncio.get_running_loop().time()
+        try:
+            return await self._swap(key, expected, payload, ttl, since, is_first=True)
+        except UnsettledError:
+            if await self._swap(key, expected, payload, ttl, since):
+                return True
+            packed = pack(b"GET", key.encode())
+            operation: Operation = (key, packed, _get, READ)
+            if await self._servers.get().resubmit(operation, since) == payload:
+                return True
+            raise
+
+    async def _swap(
+        self,
+        key: str,
+        expected: bytes,
+        payload: bytes,
+        ttl: int | None,
+        since: float,
+        *,
+        is_first: bool = False,
+    ) -> bool:
         arguments = (key.encode(), expected, payload, b"" if ttl is None else b"%d" % ttl)
         operation: Operation = (
             key,
             pack(b"EVAL", _SWAP.encode(), b"1", *arguments),
             lambda client, _: client.eval(_SWAP, 1, *arguments),
+            WRITE,
         )
         size = len(expected) + len(payload)
-        return bool(await self._servers.get().submit(operation, size))
+        server = self._servers.get()
+        submitted = (
+            server.submit(operation, size) if is_first else server.resubmit(operation, since, size)
+        )
+        return bool(await submitted)
 
     async def delete(self, key: str) -> None:
         """Delete a record, if there is one."""
-        operation: Operation = (key, pack(b"DEL", key.encode()), _delete)
-        await self._servers.get().submit(operation)
+        operation: Operation = (key, pack(b"DEL", key.encode()), _delete, WRITE)
+        since = asyncio.get_running_loop().time()
+        server = self._servers.get()
+        try:
+            await server.submit(operation)
+        except UnsettledError:
+            await server.resubmit(operation, since)
 
     def describe(self) -> dict[str, str | int]:
         """Say what the store is, and where, unless there are several servers."""
@@ -109,10 +162,12 @@ class RedisStore(Store):
         except Exception:  # noqa: BLE001 - it doesn't know its nodes yet, or none has the slot
             return None
 
-    def _connect(self) -> _redis_wire.Server | _redis_wire.Cluster:
+    def _connect(self) -> Server | Cluster:
         # Connections belong to one event loop: the first has the client's own.
         is_first, self._is_first = self._is_first, False
-        return _redis_wire.connect(self._client, self.timeout, is_first=is_first)
+        if hasattr(self._client, "get_node_from_key"):
+            return Cluster(self._client, self.timeout)
+        return connect(self._client, self.timeout, is_first=is_first)
 
 
 def _get(client: Any, key: str) -> Awaitable[Any]:

@@ -1,0 +1,357 @@
+"""Operations on one Redis server, each of them done once or known to have failed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from . import UnsettledError
+from ._redis_client import (
+    WORKERS,
+    Node,
+    Pool,
+    call,
+    connections_of,
+    give_back,
+    has_successor,
+    is_pipelined,
+    tell,
+    why_not_plain,
+)
+from ._redis_fence import Client, Fence, exchange
+from ._redis_pipeline import LARGE, READ, WRITE, LostError, Operation, PipelinedConnection
+from ._redis_resp import is_final, is_misplaced, is_reply, pack
+from .batch import Batch, Entry
+
+_LARGE_KEPT = 1000  # keys
+_CALLS = 64  # at the same time, of a client whose own methods have to be used
+_ATTEMPTS = 10  # to find the server that is in charge
+_PAUSE = 0.05  # seconds: how much longer each of them waits than the one before
+_ASKING: Operation = ("", pack(b"ASKING"), lambda client, _: client.execute_command("ASKING"), READ)
+
+
+def connect(client: Any, timeout: float, *, is_first: bool) -> Server:
+    """Make what does the operations in this event loop.
+
+    :param is_first: the client's own connections are free for this loop; otherwise it gets others.
+    """
+    reason = why_not_plain(client)
+    if reason is not None:
+        tell("by the client's own methods, one operation at a time for each connection", reason)
+        return Server(client, None, timeout)
+    client, connections = connections_of(client, is_first=is_first)
+    if connections.limit <= WORKERS:
+        tell("a batch at a time", f"its pool has only {connections.limit} connections")
+    return Server(client, connections, timeout)
+
+
+class Server:
+    """Does operations on one server, in one event loop.
+
+    The first ones go as a batch by a connection of the client. It is kept as the pipelined
+    connection, on which the next ones are written as they come; large ones go apart from it. Writes
+    to one key never overtake each other.
+
+    What goes wrong with a read is asked again by the client's own methods, so its rules for
+    retries, redirections and failover hold. A write is sent once:
+
+    - if a server refused it as not the right one, a read by the client's own methods finds the one
+      that is, and it goes there;
+    - if its connection was lost, the server is told to forget that (see `Fence`), and it fails
+      with `UnsettledError`; or with ConnectionError where that isn't possible;
+    - if nobody waits for it any more, it is given up.
+
+    With a client of which only its own methods will do, its own rules hold for writes too: it may
+    send them again.
+
+    :param connections: the client's; None if only its own methods will do.
+    :param locate: finds the server that is in charge of a key, by what the client knows and by
+        the error with which another one refused it; None if there is only this one.
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        connections: Pool | Node | None,
+        timeout: float,
+        locate: Callable[[str, Exception], Server] | None = None,
+    ) -> None:
+        self._client = client
+        self._timeout = timeout
+        self._pipeline: PipelinedConnection | None = None
+        self._large: dict[str, int] = {}  # sizes of large records, by key
+        self._writing: dict[str, asyncio.Future[None]] = {}  # keys that batches are writing
+        self._fence = Fence()
+        self._locate = locate or (lambda key, error: self)
+        self._attempts = _ATTEMPTS if has_successor(client) else 1
+        self.stall = timeout / 2
+        self.connections = connections
+        # One operation at a time for each worker, as requests would use the client.
+        workers = 1 if getattr(client, "single_connection_client", False) else _CALLS
+        self._calls: Batch[Operation, Any] = Batch(
+            self._ask, timeout=timeout, max_operations=1, max_workers=workers
+        )
+        self._batch = self._calls
+        if connections is not None:
+            workers = min(WORKERS, connections.limit)
+            self._batch = Batch(self._run, timeout=timeout, max_workers=workers)
+
+    def submit(
+        self, operation: Operation, size: int = 0, *, droppable: bool = False
+    ) -> asyncio.Future[Any]:
+        """Do an operation, as `Batch.submit` describes."""
+        pipeline = self._pipeline
+        if size > LARGE or self._large or self._writing or self._batch.queue:
+            key = operation[0]
+            size = self.note_size(key, size)
+            is_apart = size > LARGE and pipeline is not None and not pipeline.is_writing(key)
+            if is_apart or self._is_batched(key):
+                pipeline = None
+        if pipeline is not None:
+            return pipeline.submit(operation)
+        return self._batch.submit(operation, size, droppable=droppable)
+
+    def resubmit(self, operation: Operation, since: float, size: int = 0) -> asyncio.Future[Any]:
+        """Do an operation that has a part of its time behind it.
+
+        :param since: when it was first submitted (loop time).
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        self._batch.put((operation, future, size, False, since), loop)
+        return future
+
+    def submit_call(self, operation: Operation) -> asyncio.Future[Any]:
+        """Do an operation by the client's own methods."""
+        return self._calls.submit(operation)
+
+    def note_size(self, key: str, size: int = 0) -> int:
+        """Take down the size of a record if it is large.
+
+        :param size: bytes; 0 for the size that is known.
+        :return: the size, or 0 if it isn't known.
+        """
+        size = size or self._large.get(key, 0)
+        self._large.pop(key, None)
+        if size > LARGE:
+            self._large[key] = size
+            if len(self._large) > _LARGE_KEPT:
+                del self._large[next(iter(self._large))]
+        return size
+
+    async def finish(self) -> None:
+        """Wait until nothing is under way, and give all connections back."""
+        await self._calls.finish()
+        await self._batch.finish()
+        while self._pipeline is not None:
+            await self._pipeline.close()
+            await self._batch.finish()
+        if self.connections is not None:
+            await self.connections.close()
+
+    def _is_batched(self, key: str) -> bool:
+        """Tell whether a batch writes to a key, or will: what comes later goes behind it."""
+        return key in self._writing or any(entry[0][0] == key for entry in self._batch.queue)
+
+    # What a pipelined connection asks of its owner.
+
+    def repeat(self, entry: Entry[Operation, Any]) -> None:
+        """Take back an operation that was not done, or may be done again."""
+        self._batch.put(entry, asyncio.get_running_loop())
+
+    def leave(self, connection: PipelinedConnection) -> None:
+        """Give a connection no more operations."""
+        if self._pipeline is connection:
+            self._pipeline = None
+
+    async def close(self, connection: Any, client: Any, *, is_clean: bool, owes: bool) -> None:
+        """Give a connection of the client's back; with writes under way it has to be fenced."""
+        if owes:
+            self._lose(client)
+        await give_back(self.connections, connection, is_clean=is_clean)  # type: ignore[arg-type]
+
+    def _lose(self, client: Client | None) -> None:
+        self._fence.lose(client)
+        if self._pipeline is not None:  # what comes next goes where the fence is put up first
+            self._pipeline.leave()
+
+    async def _run(self, operations: list[Operation]) -> list[Any]:
+        # Writes to one key must not overtake each other on different connections.
+        keys = [key for key, _, _, fate in operations if fate is not READ]
+        earlier = {self._writing[key] for key in keys if key in self._writing}
+        done = asyncio.get_running_loop().create_future()
+        self._writing.update(dict.fromkeys(keys, done))
+        try:
+            if earlier:
+                await asyncio.wait(earlier)
+            return await self._run_alone(operations)
+        finally:
+            done.set_result(None)
+            for key in keys:
+                if self._writing.get(key) is done:
+                    del self._writing[key]
+
+    async def _run_alone(self, operations: list[Operation]) -> list[Any]:
+        is_unsent = False
+        try:
+            replies = await self._exchange(operations)
+        except Exception as error:  # noqa: BLE001 - no connection could be had
+            is_unsent = True
+            replies = [error if fate in (READ, WRITE) else fate for *_, fate in operations]
+        failed = [
+            i
+            for i, reply in enumerate(replies)
+            if isinstance(reply, Exception) and (is_unsent or not is_final(reply))
+        ]
+        reads = [i for i in failed if operations[i][3] is READ]
+        answers = await self._ask([operations[i] for i in reads])
+        for i, answer in zip(reads, answers, strict=True):
+            replies[i] = answer
+        for i in failed:
+            if operations[i][3] is not READ:
+                replies[i] = await self._mend(operations[i], replies[i], is_unsent=is_unsent)
+        for (key, *_), reply in zip(operations, replies, strict=True):
+            if reply is None:
+                self._large.pop(key, None)
+            elif isinstance(reply, bytes) and reply != b"OK":  # a record
+                self.note_size(key, len(reply))
+        return replies
+
+    async def _exchange(self, operations: list[Operation]) -> list[Any]:
+        """Send operations once; return their replies, with errors in the place of those that fail.
+
+        :raises Exception: of the client's, if nothing was sent.
+        """
+        connections: Any = self.connections
+        connection = await connections.acquire()
+        try:
+            client = await self._fence.open(connection)
+        except BaseException:
+            await give_back(connections, connection, is_clean=False)
+            raise
+        limit = getattr(connection, "socket_timeout", None)
+        self.stall = self._timeout / 2 if limit is None else min(self._timeout / 2, limit)
+        to_send = [operation for operation in operations if operation[1]]
+        if not to_send:
+            await give_back(connections, connection, is_clean=True)
+            replies: list[Any] = []
+        elif is_pipelined(connection):
+            replies = await self._exchange_pipelined(connection, client, to_send)
+        else:
+            tell(
+                f"by {type(connection).__name__}'s own methods, a batch at a time",
+                "they are not the library's",
+            )
+            replies = await self._exchange_plainly(connection, client, to_send)
+        rest = iter(replies)
+        return [next(rest) if packed else fate for _, packed, _, fate in operations]
+
+    async def _exchange_pipelined(
+        self, connection: Any, client: Client | None, operations: list[Operation]
+    ) -> list[Any]:
+        connections: Any = self.connections
+        pipeline = PipelinedConnection(self, connection, client)
+        futures = [pipeline.submit(operation, is_batched=True) for operation in operations]
+        try:
+            await asyncio.wait(futures)
+        except BaseException:
+            await pipeline.abort()
+            raise
+        if self._pipeline is None and not pipeline.is_closing and connections.limit > WORKERS:
+            self._pipeline = pipeline
+        else:
+            await pipeline.close()
+        return [future.result() for future in futures]
+
+    async def _exchange_plainly(
+        self, connection: Any, client: Client | None, operations: list[Operation]
+    ) -> list[Any]:
+        is_clean = False
+        try:
+            replies = await exchange(connection, [packed for _, packed, _, _ in operations])
+            is_clean = True
+        except Exception:  # noqa: BLE001 - the connection is lost
+            replies = [LostError(client)] * len(operations)
+        finally:
+            owes = not is_clean and any(fate is WRITE for *_, fate in operations)
+            await self.close(connection, client, is_clean=is_clean, owes=owes)
+        return replies
+
+    async def _mend(self, operation: Operation, error: Exception, *, is_unsent: bool) -> Any:
+        """Find out what became of a write, or do it now if it was not done."""
+        if not isinstance(error, LostError) and (is_unsent or is_misplaced(error)):
+            return await self._place(operation, error)
+        return await self._settle(error)
+
+    async def _settle(self, reply: Any) -> Any:
+        """Replace `LostError` by what the waiter gets."""
+        if not isinstance(reply, LostError):
+            return reply
+        if reply.client is not None and not self._fence.holds(reply.client):
+            try:
+                await self._exchange([])
+            except Exception as error:  # noqa: BLE001 - it goes to the waiter
+                return error
+        if self._fence.holds(reply.client):
+            return UnsettledError("The connection to Redis was lost with a write under way")
+        return ConnectionError(
+            "The connection to Redis was lost with a write under way: it may have been done, or "
+            "be done later"
+        )
+
+    async def _place(self, operation: Operation, error: Any) -> Any:
+        """Send a write, which has not been done, to the server that is in charge."""
+        for attempt in range(self._attempts):
+            await asyncio.sleep(attempt * _PAUSE)
+            try:
+                await self._client.get(operation[0])
+                server = self._locate(operation[0], error)
+            except Exception as failure:  # noqa: BLE001 - it goes to the waiter
+                return failure
+            try:
+                reply = await server.send(operation, is_asking=is_asking(error))
+            except Exception as failure:  # noqa: BLE001 - no connection: once more, or the waiter's
+                reply = failure
+            else:
+                if not is_misplaced(reply):
+                    return reply
+            error = reply
+        return error
+
+    async def send(self, operation: Operation, *, is_asking: bool) -> Any:
+        """Send a write once; return its reply, or an error.
+
+        :param is_asking: the server is yet to take over the slot of its key.
+        :raises Exception: of the client's, if it was not sent.
+        """
+        operations = [_ASKING, operation] if is_asking else [operation]
+        return await self._settle((await self._exchange(operations))[-1])
+
+    async def _ask(self, operations: list[Operation]) -> list[Any]:
+        """Do reads by the client's own methods."""
+        answers: list[Any] = []
+        for operation in operations:
+            try:
+                answers.append(await self._ask_one(operation))
+            except Exception as error:  # noqa: BLE001 - it goes to the waiter
+                if not is_reply(error):
+                    # The server can't be reached: the others need not try for themselves.
+                    return answers + [error] * (len(operations) - len(answers))
+                answers.append(error)
+        return answers
+
+    async def _ask_one(self, operation: Operation) -> Any:
+        for _ in range(3 if operation[3] is READ else 0):
+            try:
+                return await call(self._client, operation)
+            except (AttributeError, TypeError):
+                # redis-py's cluster client has closed connections that others use, since a slot
+                # moved; what they hold, or call, is None now.
+                pass
+        return await call(self._client, operation)
+
+
+def is_asking(error: Exception) -> bool:
+    """Tell whether a slot of a cluster is on its way to another node."""
+    return type(error).__name__ == "AskError"
