@@ -40,7 +40,7 @@ class Store:
 
 
 @pytest.fixture
-async def store() -> AsyncIterator[Store]:
+async def store(young_heap: None) -> AsyncIterator[Store]:
     """A store whose test leaves no task and no unseen exception behind."""
     complaints: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(
@@ -322,7 +322,7 @@ def test_each_loop_has_its_own_object() -> None:
     second.close()
 
 
-def test_the_object_of_a_loop_goes_with_it() -> None:
+def test_the_object_of_a_loop_goes_with_it(young_heap: None) -> None:
     class Thing:
         pass
 

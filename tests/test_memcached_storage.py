@@ -325,7 +325,9 @@ def test_one_storage_serves_several_loops(memcached_server: Server) -> None:
 
 
 @pytest.mark.parametrize("finish", [True, False])
-def test_a_loop_that_has_ended_is_forgotten(memcached_server: Server, finish: bool) -> None:
+def test_a_loop_that_has_ended_is_forgotten(
+    young_heap: None, memcached_server: Server, finish: bool
+) -> None:
     storage = MemcachedStorage(aiomcache.Client(HOST, memcached_server.port))
     loops = []
 

@@ -37,7 +37,7 @@ LIMITS: dict[str, Any] = {
 
 
 @pytest.fixture(autouse=True)
-async def complaints() -> AsyncIterator[None]:
+async def complaints(young_heap: None) -> AsyncIterator[None]:
     """No task may end with an exception that nobody sees."""
     seen: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: seen.append(context))

@@ -45,7 +45,7 @@ async def proxy(redis_server: Server) -> AsyncIterator[Proxy]:
 
 
 @pytest.fixture
-async def connect(proxy: Proxy, loop_clock: LoopClock) -> AsyncIterator[Connect]:
+async def connect(young_heap: None, proxy: Proxy, loop_clock: LoopClock) -> AsyncIterator[Connect]:
     """Makes clients by way of the proxy, which must leave nothing behind."""
     complaints: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(
