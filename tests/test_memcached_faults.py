@@ -330,6 +330,17 @@ async def test_reply_that_nobody_asked_for_ends_the_connection(
     assert proxy.accepted == before + 1
 
 
+async def test_finish_waits_no_longer_than_a_command_may_take(
+    proxy: Proxy, storage: MemcachedStorage, loop_clock: LoopClock
+) -> None:
+    proxy.hold()
+    read = asyncio.ensure_future(storage.store.read("k"))
+    finish = asyncio.ensure_future(storage.finish())
+    assert await loop_clock.pass_until(finish.done) < 1.1 * PATIENCE
+    with pytest.raises(OSError):  # its time is up, or the connection was closed
+        await read
+
+
 async def test_record_that_is_never_complete_is_a_timeout(
     proxy: Proxy, storage: MemcachedStorage, loop_clock: LoopClock
 ) -> None:

@@ -20,6 +20,7 @@ from aiohttp_session.stores._memcached_protocol import ConnectionLostError
 from aiohttp_session.stores.memcached import MemcachedStore
 from benchmarks.servers import HOST, Server
 from tests.held_memcached import HeldProxy
+from tests.waiting import LoopClock, turns
 
 HOUR = 3600  # the time limit: no test waits for it
 
@@ -106,16 +107,68 @@ async def test_late_duplicate_of_an_update_leaves_a_record_made_anew(
     assert await other.read("k") == b"anew"
 
 
+async def after_its_read(
+    store: MemcachedStore, happens: Callable[[], Awaitable[object]], operation: Awaitable[Any]
+) -> Any:
+    """Do an operation that reads first, with something that happens before it goes on."""
+    client = client_of(store)
+    gets = client.gets
+
+    async def gets_and_wait(key: bytes, deadline: float) -> tuple[bytes | None, bytes]:
+        patch.undo()
+        result = await gets(key, deadline)
+        await happens()
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client, "gets", gets_and_wait)
+        return await operation
+
+
 async def test_late_duplicate_of_a_swap_does_nothing(
     store: MemcachedStore, other: MemcachedStore, proxy: HeldProxy
 ) -> None:
-    assert await other.swap("k", b"v0", b"v1", None)
-    assert await store.read("k") == b"v1"
-    # What is held is the read; the swap itself is held in the next test.
-    assert await lose_bytes_of(store.swap("k", b"v1", b"v2", None), proxy) is True
-    assert await other.swap("k", b"v2", b"v1", None)
+    async def hold() -> None:
+        proxy.hold()
+
+    swap = after_its_read(store, hold, store.swap("k", b"v0", b"v1", None))
+    task = asyncio.ensure_future(swap)
+    await proxy.holds()
+    proxy.cut()
+    assert await task is True
+    assert await other.swap("k", b"v1", b"v0", None)
     await proxy.release()
-    assert await other.read("k") == b"v1"
+    assert bytes(proxy.passed).count(b"cas") == 2
+    assert await other.read("k") == b"v0"
+
+
+@pytest.mark.parametrize("newer", [None, b"v2"])
+async def test_swap_whose_reply_was_lost_is_settled_by_reading(
+    store: MemcachedStore, other: MemcachedStore, proxy: HeldProxy, newer: bytes | None
+) -> None:
+    async def lose() -> None:
+        proxy.replies_to_lose = 1
+        if newer is not None:
+            assert await other.update("k", newer, None)
+
+    swap = after_its_read(store, lose, store.swap("k", b"v0", b"v1", None))
+    if newer is None:
+        assert await swap is True
+        assert await other.read("k") == b"v1"
+    else:
+        with pytest.raises(UnsettledError):
+            await swap
+        assert await other.read("k") == newer
+
+
+async def test_swap_for_nothing_stores_what_is_not_there(
+    store: MemcachedStore, other: MemcachedStore, proxy: HeldProxy
+) -> None:
+    assert await lose_reply_of(store.swap("new", None, b"v1", None), proxy) is True
+    assert await store.swap("new", None, b"v2", None) is False
+    with pytest.raises(ConnectionLostError):
+        await lose_bytes_of(store.swap("newer", None, b"v1", None), proxy)
+    assert await other.read("new") == b"v1"
 
 
 async def test_write_that_failed_is_not_done_after_a_later_one(
@@ -158,17 +211,9 @@ async def test_create_replaces_what_there_is(store: MemcachedStore, other: Memca
 
 
 async def test_create_goes_on_when_what_there_was_is_deleted_meanwhile(
-    store: MemcachedStore, other: MemcachedStore, monkeypatch: pytest.MonkeyPatch
+    store: MemcachedStore, other: MemcachedStore
 ) -> None:
-    client = client_of(store)
-    gets = client.gets
-
-    async def gets_after_a_logout(key: bytes, deadline: float) -> tuple[bytes | None, bytes]:
-        await other.delete("k")
-        return await gets(key, deadline)
-
-    monkeypatch.setattr(client, "gets", gets_after_a_logout)
-    await store.create("k", b"v1", None)
+    await after_its_read(store, lambda: other.delete("k"), store.create("k", b"v1", None))
     assert await other.read("k") == b"v1"
 
 
@@ -284,7 +329,7 @@ async def test_steps_of_an_operation_share_its_time_limit(
 
 
 async def test_command_that_is_due_fails_and_the_stream_goes_on(
-    store: MemcachedStore, proxy: HeldProxy
+    store: MemcachedStore, proxy: HeldProxy, loop_clock: LoopClock
 ) -> None:
     """It was sent late in its operation's time, so the connection has not stalled."""
     loop = asyncio.get_running_loop()
@@ -294,7 +339,32 @@ async def test_command_that_is_due_fails_and_the_stream_goes_on(
     with pytest.raises(TimeoutError, match="memcached"):
         await late
     assert await later == b"v0"
+    loop_clock.advance(HOUR)  # the timer that was set before
+    await turns()
+    assert await store.read("k") == b"v0"
     assert proxy.accepted == 1
+
+
+async def test_connection_that_is_closing_is_not_used(
+    store: MemcachedStore, proxy: HeldProxy
+) -> None:
+    (connection,) = client_of(store)._connections
+    connection._transport.close()  # type: ignore[union-attr]
+    assert await store.read("k") == b"v0"
+    assert proxy.accepted == 2
+
+
+async def test_connection_that_is_slow_gets_no_more_commands(
+    store: MemcachedStore, proxy: HeldProxy, loop_clock: LoopClock
+) -> None:
+    proxy.hold()
+    first = store.read("k")
+    await proxy.holds()
+    loop_clock.advance(2)
+    assert await store.read("k") == b"v0"
+    assert proxy.accepted == 2
+    proxy.cut()
+    assert await first == b"v0"
 
 
 async def test_update_gets_the_token_that_is_no_longer_kept(

@@ -38,6 +38,7 @@ class FakeClient:
     def __init__(self) -> None:
         self.records: dict[bytes, bytes] = {}
         self.calls: list[tuple[str, int]] = []
+        self.competitors = 0  # programs that change the next record just before it is replaced
 
     async def get(self, key: bytes) -> bytes | None:
         return self.records.get(key)
@@ -50,8 +51,14 @@ class FakeClient:
         self.records[key] = value
         return True
 
+    async def add(self, key: bytes, value: bytes, exptime: int = 0) -> bool:
+        return key not in self.records and await self.set(key, value, exptime)
+
     async def cas(self, key: bytes, value: bytes, token: int, exptime: int = 0) -> bool:
         self.calls.append(("cas", exptime))
+        if self.competitors:
+            self.competitors -= 1
+            return False
         self.records[key] = value
         return True
 
@@ -62,6 +69,12 @@ class FakeClient:
 def with_fake_client(**options: Any) -> tuple[MemcachedStorage, FakeClient]:
     client = FakeClient()
     return MemcachedStorage(client, **options), client  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("timeout", [0, -1])
+def test_time_limit_is_positive(timeout: float) -> None:
+    with pytest.raises(ValueError, match="timeout"):
+        MemcachedStorage(FakeClient(), timeout=timeout)  # type: ignore[arg-type]
 
 
 def test_storage_can_be_made_before_its_client() -> None:
@@ -375,6 +388,17 @@ async def test_client_of_the_users_own_is_called() -> None:
     await storage.store.delete("k")
     assert client.records == {}
     await storage.finish()
+
+
+async def test_client_of_the_users_own_is_asked_again_if_another_program_was_faster() -> None:
+    storage, client = with_fake_client()
+    await storage.store.create("k", b"1", None)
+    client.competitors = 2
+    assert not await storage.store.swap("k", b"1", b"2", None)
+    assert await storage.store.update("k", b"3", None)
+    assert client.records == {b"k": b"3"}
+    assert not await storage.store.swap("k", None, b"4", None)
+    assert await storage.store.swap("new", None, b"4", None)
 
 
 async def test_calls_that_a_subclass_overrides_are_made(memcached_server: Server) -> None:
