@@ -39,7 +39,7 @@ class HeldProxy(Proxy):
 
     async def holds(self, text: bytes) -> None:
         """Wait until something with this text is held."""
-        while not any(text in data for data in self.waiting.values()):
+        while not any(text in data for data in self.waiting.values()):  # noqa: ASYNC110
             await asyncio.sleep(0)
 
     async def _forward(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:

@@ -133,7 +133,7 @@ async def test_a_write_that_was_done_and_changed_by_another_is_unsettled(
     await direct.set("k", b"0")
     proxy.hold()
     writing = begin(store, WRITES[write])
-    while await direct.get("k") != b"1":
+    while await direct.get("k") != b"1":  # noqa: ASYNC110
         await asyncio.sleep(0)
     await direct.set("k", b"2")
     await proxy.cut()
@@ -184,9 +184,7 @@ async def test_where_the_fence_is_refused_an_unknown_fate_is_an_error(
     proxy: HeldProxy, direct: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     commands = ["+get", "+set", "+del", "+eval", "-client"]
-    await direct.acl_setuser(
-        "web", enabled=True, nopass=True, keys=["*"], commands=commands
-    )
+    await direct.acl_setuser("web", enabled=True, nopass=True, keys=["*"], commands=commands)
     retry = Retry(NoBackoff(), 0)
     async with Redis(host=HOST, port=proxy.port, username="web", retry=retry) as client:
         store = RedisStore(client, timeout=0.5)
