@@ -42,9 +42,33 @@ def why_not_plain(client: Any) -> str | None:
     for name in _METHODS:
         if not _is_of_library(getattr(client, name)):
             return f"its {name}() is not the library's own"
-    if not inspect.iscoroutinefunction(getattr(client.connection_pool, "release", None)):
+    pool = getattr(client, "connection_pool", None)
+    if pool is not None and not inspect.iscoroutinefunction(getattr(pool, "release", None)):
         return "its connection pool is not the library's own"
     return None
+
+
+async def swap_by_transaction(
+    client: Any, key: str, expected: bytes, payload: bytes, ttl: int | None
+) -> bool:
+    """Replace a record if it still is the expected one, without a script; three round trips.
+
+    :raises ConnectionError: of the client's, if it may have been done or not.
+    """
+    async with client.pipeline(transaction=True) as pipeline:
+        await pipeline.watch(key)
+        if await pipeline.immediate_execute_command("GET", key, NEVER_DECODE=[]) != expected:
+            return False
+        pipeline.multi()
+        pipeline.set(key, payload, ex=ttl)
+        try:
+            await pipeline.execute()
+        except Exception as error:
+            # A connection that was lost is a WatchError too.
+            if type(error).__name__ == "WatchError" and "Watched variable changed" in str(error):
+                return False
+            raise
+        return True
 
 
 def has_successor(client: Any) -> bool:

@@ -23,6 +23,7 @@ class Cluster:
         self._timeout = timeout
         self._servers: dict[str, Server] = {}
         self._unrouted: Batch[Operation, Any] = Batch(self._route, timeout=timeout)
+        self._calls: Batch[Operation, Any] = Batch(self._call, timeout=timeout, max_operations=1)
 
     def submit(
         self, operation: Operation, size: int = 0, *, droppable: bool = False
@@ -46,16 +47,17 @@ class Cluster:
         self._unrouted.put((operation, future, size, False, since), loop)
         return future
 
-    def submit_call(self, operation: Operation) -> asyncio.Future[Any]:
+    def submit_call(self, operation: Operation, since: float) -> asyncio.Future[Any]:
         """Do an operation by the client's own methods."""
-        node = self._find_node(operation[0])
-        if node is None:
-            return self._unrouted.submit(operation)
-        return self._server(node).submit_call(operation)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        self._calls.put((operation, future, 0, False, since), loop)
+        return future
 
     async def finish(self) -> None:
         """Wait until nothing is under way, and give all connections back."""
         await self._unrouted.finish()
+        await self._calls.finish()
         for server in list(self._servers.values()):
             await server.finish()
 
@@ -84,6 +86,9 @@ class Cluster:
     async def _route(self, operations: list[Operation]) -> list[Any]:
         await self._client.initialize()
         return await asyncio.gather(*map(self._route_one, operations), return_exceptions=True)
+
+    async def _call(self, operations: list[Operation]) -> list[Any]:
+        return [await call(self._client, operation) for operation in operations]
 
     async def _route_one(self, operation: Operation) -> Any:
         key, _, _, fate = operation

@@ -13,6 +13,7 @@ commands (ACL: ``+client|id +client|info +client|kill``).
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -55,8 +56,8 @@ class Fence:
         :raises Exception: of the client's, if the connection is lost.
         """
         writer = getattr(connection, "_writer", None)
-        if writer is None:
-            return None
+        if not isinstance(writer, asyncio.StreamWriter):
+            return None  # as of a fake
         server = writer.get_extra_info("peername")
         client = self._clients.get(writer)
         commands = [] if client is not None or self._is_refused else list(_WHO)

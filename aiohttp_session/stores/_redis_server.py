@@ -122,9 +122,12 @@ class Server:
         self._batch.put((operation, future, size, False, since), loop)
         return future
 
-    def submit_call(self, operation: Operation) -> asyncio.Future[Any]:
+    def submit_call(self, operation: Operation, since: float) -> asyncio.Future[Any]:
         """Do an operation by the client's own methods."""
-        return self._calls.submit(operation)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        self._calls.put((operation, future, 0, False, since), loop)
+        return future
 
     def note_size(self, key: str, size: int = 0) -> int:
         """Take down the size of a record if it is large.

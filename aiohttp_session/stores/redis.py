@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Any
 
+from aiohttp_session.log import log
+
 from . import Store, UnsettledError
-from ._redis_client import is_client
+from ._redis_client import is_client, swap_by_transaction, why_not_plain
 from ._redis_cluster import Cluster
 from ._redis_pipeline import READ, WRITE, Operation
 from ._redis_resp import pack
@@ -46,6 +48,7 @@ class RedisStore(Store):
         self.timeout = timeout
         self._client = client
         self._is_first = True
+        self._scripts = True  # the server takes them, as far as is known
         self._servers: PerLoop[Any] = PerLoop(self._connect)
         if hasattr(client, "get_node_from_key"):
             self.server_of = self._node_of
@@ -116,19 +119,35 @@ class RedisStore(Store):
         *,
         is_first: bool = False,
     ) -> bool:
-        arguments = (key.encode(), expected, payload, b"" if ttl is None else b"%d" % ttl)
-        operation: Operation = (
+        server = self._servers.get()
+        if self._scripts:
+            arguments = (key.encode(), expected, payload, b"" if ttl is None else b"%d" % ttl)
+            operation: Operation = (
+                key,
+                pack(b"EVAL", _SWAP.encode(), b"1", *arguments),
+                lambda client, _: client.eval(_SWAP, 1, *arguments),
+                WRITE,
+            )
+            size = len(expected) + len(payload)
+            try:
+                if is_first:
+                    return bool(await server.submit(operation, size))
+                return bool(await server.resubmit(operation, since, size))
+            except Exception as error:
+                if not _is_refused(error) or why_not_plain(self._client) is not None:
+                    raise
+                self._scripts = False
+                log.info(
+                    "Redis refuses EVAL: a record is compared and replaced by a transaction "
+                    "(WATCH, MULTI), which takes three round trips"
+                )
+        operation = (
             key,
-            pack(b"EVAL", _SWAP.encode(), b"1", *arguments),
-            lambda client, _: client.eval(_SWAP, 1, *arguments),
+            b"",
+            lambda client, key: swap_by_transaction(client, key, expected, payload, ttl),
             WRITE,
         )
-        size = len(expected) + len(payload)
-        server = self._servers.get()
-        submitted = (
-            server.submit(operation, size) if is_first else server.resubmit(operation, since, size)
-        )
-        return bool(await submitted)
+        return bool(await server.submit_call(operation, since))
 
     async def delete(self, key: str) -> None:
         """Delete a record, if there is one."""
@@ -168,6 +187,10 @@ class RedisStore(Store):
         if hasattr(self._client, "get_node_from_key"):
             return Cluster(self._client, self.timeout)
         return connect(self._client, self.timeout, is_first=is_first)
+
+
+def _is_refused(error: Exception) -> bool:
+    return type(error).__name__ == "NoPermissionError" or "unknown command" in str(error)
 
 
 def _get(client: Any, key: str) -> Awaitable[Any]:

@@ -1,0 +1,199 @@
+"""Each write to Redis is done once, or known to have failed; and never late."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from aiohttp_session.stores import UnsettledError
+from aiohttp_session.stores.redis import RedisStore
+from benchmarks.servers import HOST, Server
+from tests.held_proxy import HeldProxy
+
+LARGE = b"x" * 50_000
+
+
+@pytest.fixture
+async def proxy(redis_server: Server) -> AsyncIterator[HeldProxy]:
+    async with HeldProxy(redis_server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def direct(redis_server: Server) -> AsyncIterator[Any]:
+    """A client that sees what is stored."""
+    async with Redis(host=HOST, port=redis_server.port) as client:
+        await client.flushall()
+        yield client
+
+
+@pytest.fixture
+async def client(proxy: HeldProxy, direct: Any) -> AsyncIterator[Any]:
+    async with Redis(host=HOST, port=proxy.port, retry=Retry(NoBackoff(), 0)) as client:
+        yield client
+
+
+@pytest.fixture
+async def store(client: Any) -> RedisStore:
+    """A store whose pipelined connection is open."""
+    store = RedisStore(client, timeout=0.5)
+    await store.read("other")
+    return store
+
+
+Write = Callable[[RedisStore], Awaitable[Any]]
+WRITES: dict[str, Write] = {
+    "create": lambda store: store.create("k", b"1", 100),
+    "update": lambda store: store.update("k", b"1", 100),
+    "swap": lambda store: store.swap("k", b"0", b"1", 100),
+    "delete": lambda store: store.delete("k"),
+}
+
+
+def begin(store: RedisStore, write: Write) -> asyncio.Future[Any]:
+    return asyncio.ensure_future(write(store))
+
+
+async def undisturbed(store: RedisStore) -> None:
+    """Wait until what the network holds would have been done if it ever were."""
+    for _ in range(20):
+        await store.read("other")
+
+
+@pytest.mark.parametrize("write", ["create", "update"])
+async def test_a_write_that_is_held_is_never_done_and_its_waiter_is_told(
+    proxy: HeldProxy, store: RedisStore, direct: Any, write: str
+) -> None:
+    await direct.set("k", b"0")
+    proxy.hold_requests()
+    with pytest.raises(UnsettledError):
+        await WRITES[write](store)
+    await store.update("k", b"2", None)
+    proxy.release()
+    await undisturbed(store)
+    assert await direct.get("k") == b"2"
+
+
+async def test_a_swap_that_is_held_is_done_once_by_another_connection(
+    proxy: HeldProxy, store: RedisStore, direct: Any
+) -> None:
+    await direct.set("k", b"0")
+    proxy.hold_requests()
+    assert await store.swap("k", b"0", b"1", 100)
+    assert await store.swap("k", b"1", b"0", 100)
+    proxy.release()
+    await undisturbed(store)
+    assert await direct.get("k") == b"0"
+
+
+async def test_a_deletion_that_is_held_is_done_once_by_another_connection(
+    proxy: HeldProxy, store: RedisStore, direct: Any
+) -> None:
+    await direct.set("k", b"0")
+    proxy.hold_requests()
+    await store.delete("k")
+    assert await direct.get("k") is None
+    await direct.set("k", b"1")
+    proxy.release()
+    await undisturbed(store)
+    assert await direct.get("k") == b"1"
+
+
+@pytest.mark.parametrize("write", WRITES)
+async def test_a_write_whose_reply_is_lost_was_done(
+    proxy: HeldProxy, store: RedisStore, direct: Any, write: str
+) -> None:
+    await direct.set("k", b"0")
+    proxy.hold()
+    passed = proxy.passed
+    writing = begin(store, WRITES[write])
+    while proxy.passed == passed:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    while await direct.get("k") == b"0":
+        pass
+    if write in ("create", "update"):
+        await direct.persist("k")  # as if only its TTL had been missing
+    await proxy.cut()
+    proxy.resume()
+    assert await writing in (None, True)
+    assert await direct.get("k") == (None if write == "delete" else b"1")
+    assert await direct.ttl("k") == (-2 if write == "delete" else 100)
+
+
+@pytest.mark.parametrize("write", ["create", "update", "swap"])
+async def test_a_write_that_was_done_and_changed_by_another_is_unsettled(
+    proxy: HeldProxy, store: RedisStore, direct: Any, write: str
+) -> None:
+    await direct.set("k", b"0")
+    proxy.hold()
+    writing = begin(store, WRITES[write])
+    while await direct.get("k") != b"1":  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    await direct.set("k", b"2")
+    await proxy.cut()
+    proxy.resume()
+    with pytest.raises(UnsettledError):
+        await writing
+    assert await direct.get("k") == b"2"
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+@pytest.mark.parametrize("write", WRITES)
+async def test_what_nobody_waits_for_is_not_sent_again(
+    proxy: HeldProxy, store: RedisStore, direct: Any, write: str, size: str
+) -> None:
+    await direct.set("k", b"0")
+    if size == "large":
+        await store.create("k", LARGE, None)
+        await direct.set("k", b"0")
+    proxy.hold_requests()
+    abandoned = begin(store, WRITES[write])
+    await proxy.holds(b"k")
+    abandoned.cancel()
+    later = begin(store, lambda store: store.swap("k", b"0", b"2", None))
+    assert await later
+    proxy.release()
+    await undisturbed(store)
+    assert await direct.get("k") == b"2"
+
+
+async def test_a_write_does_not_overtake_one_that_nobody_waits_for(
+    proxy: HeldProxy, store: RedisStore, direct: Any
+) -> None:
+    await direct.set("k", b"0")
+    await store.update("k", LARGE, None)  # by a connection of its own
+    proxy.hold_requests()
+    abandoned = begin(store, lambda store: store.update("k", LARGE, None))
+    await proxy.holds(b"k")
+    abandoned.cancel()
+    small = begin(store, lambda store: store.update("k", b"2", None))
+    await asyncio.sleep(0)
+    proxy.release()
+    assert await small
+    await store.finish()
+    assert await direct.get("k") == b"2"
+
+
+async def test_where_the_fence_is_refused_an_unknown_fate_is_an_error(
+    proxy: HeldProxy, direct: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    commands = ["+get", "+set", "+del", "+eval", "-client"]
+    await direct.acl_setuser("web", enabled=True, nopass=True, keys=["*"], commands=commands)
+    retry = Retry(NoBackoff(), 0)
+    async with Redis(host=HOST, port=proxy.port, username="web", retry=retry) as client:
+        store = RedisStore(client, timeout=0.5)
+        await store.read("other")
+        proxy.hold_requests()
+        with caplog.at_level("INFO"), pytest.raises(ConnectionError, match="be done later") as told:
+            await store.create("k", b"1", None)
+        assert not isinstance(told.value, UnsettledError)
+        assert await store.read("k") is None
+        proxy.release()
+        await store.finish()
+    await direct.acl_deluser("web")
