@@ -146,10 +146,9 @@ class _Client:
             outage.resumed = self.now
             os.kill(server.process.pid, signal.SIGCONT)
         await sending
-        for connection in list(self.waiting):
-            connection.close()
-        outage.unanswered = len(self.waiting)
-        for connection in self._free:
+        waiting, self.waiting = self.waiting, set()
+        outage.unanswered = len(waiting)
+        for connection in (*waiting, *self._free):
             connection.close()
         await asyncio.sleep(1)
         outage.memory = (before, most, self._memory())
@@ -195,7 +194,7 @@ class _Client:
         return connection
 
     def note(self, connection: _Connection, status: int) -> None:
-        """Take down an answer; status 0 is a connection that was closed instead."""
+        """Take down an answer; status 0 is a connection closed without one."""
         now = self.now
         self._outage.samples.append(Sample(connection.since, status, now - connection.since))
         if connection.is_open:

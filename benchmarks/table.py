@@ -108,7 +108,9 @@ def outage_rows(outages: list[Outage]) -> Rows:
     headings += ["then median ms", "well after s", "MiB before", "most", "after"]
     groups: dict[str, list[list[str]]] = {}
     for outage in outages:
-        statuses = ", ".join(f"{count} of {status}" for status, count in outage.statuses.items())
+        statuses = ", ".join(
+            f"{count} of {status or 'closed'}" for status, count in outage.statuses.items()
+        )
         row = [outage.storage, outage.contender, statuses]
         row += [str(outage.unanswered + outage.not_sent), str(outage.most_waiting)]
         row += [f"{max(outage.waited, default=0):.2f}", f"{outage.quick * 1e3:.1f}"]
