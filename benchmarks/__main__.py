@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import contenders, load, machine, measuring, plot, results, scale, servers, table
+from . import contenders, load, machine, measuring, outage, plot, results, scale, servers, table
 from .cases import CASES, SERVERS, STORAGES, Case, Stores
 from .contenders import Contender, ContenderError
 
@@ -81,7 +81,28 @@ def _run_scale(options: argparse.Namespace) -> int:
     return 0
 
 
-_MODES = {"cases": _run_cases, "load": _run_load, "scale": _run_scale}
+def _run_outage(options: argparse.Namespace) -> int:
+    names, absent = contenders.available(options.impl)
+    storages = list(dict.fromkeys(case.storage for case in _selected(options, CASES)))
+    runs = [(name, storage) for storage in storages if storage in SERVERS for name in names]
+    with _progress(len(runs)) as step:
+        seen = []
+        for name, storage in runs:
+            step(f"{name}: {storage} is stopped for {options.stopped:g} s")
+            rate, stopped = options.rate, options.stopped
+            seen.append(outage.measure(name, storage, rate, stopped, uvloop=options.uvloop))
+    title = f"A store that is stopped for {options.stopped:g} s, {options.rate:g} requests/s"
+    _OUT.print(table.for_terminal(table.outage_rows(seen), title))
+    _print_facts({**absent, **machine.describe()})
+    return 0
+
+
+_MODES = {
+    "cases": _run_cases,
+    "load": _run_load,
+    "outage": _run_outage,
+    "scale": _run_scale,
+}
 
 
 def _saved(options: argparse.Namespace) -> results.Run:
@@ -176,7 +197,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--memcached", metavar="HOST:PORT", help="the same for memcached")
     add("--connections", default=64, type=int, help="load: HTTP connections at a time")
     add("--seconds", default=2.5, type=float, help="load: how long each measurement takes in all")
-    add("--uvloop", action="store_true", help="load: run the server with uvloop")
+    add("--rate", default=2000, type=float, help="outage: requests offered per second")
+    add("--stopped", default=30, type=float, help="outage: for how many seconds")
+    add("--uvloop", action="store_true", help="load, outage: run the server with uvloop")
     return parser
 
 

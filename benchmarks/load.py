@@ -121,7 +121,7 @@ class _Server:
         if self._storage == "bare":
             self._load("bare", _WARM_UP)
             return
-        self._cookies = self._loop.run_until_complete(_log_in(*self._address))
+        self._cookies = self._loop.run_until_complete(log_in(*self._address))
         for operation in OPERATIONS:
             self._load(operation, _WARM_UP)
 
@@ -187,7 +187,7 @@ def _median(loads: list[Load]) -> Load:
     return dataclasses.replace(loads[0], **medians)
 
 
-async def _log_in(host: str, port: int) -> list[str]:
+async def log_in(host: str, port: int) -> list[str]:
     """Store a session for each user, and return the Cookie headers of their browsers."""
     headers = []
     async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as client:

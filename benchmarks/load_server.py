@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import sys
 import threading
@@ -27,6 +28,8 @@ def main() -> None:
     """Serve HTTP, and commands from standard input until it ends."""
     setting = json.loads(sys.argv[-1])
     warnings.simplefilter("ignore")  # aiohttp's advice about keys of requests
+    # What an outage has to say is written, as in a service, but to nowhere.
+    logging.basicConfig(filename=os.devnull)
     if setting["core"] is not None:
         os.sched_setaffinity(0, {setting["core"]})
     if setting["uvloop"]:

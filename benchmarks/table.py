@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from .cases import Case
 from .load import Load
 from .measuring import Timing
+from .outage import Outage
 from .results import Run, ratio
 from .scale import Stored
 
@@ -98,6 +99,23 @@ def load_rows(loads: list[Load]) -> Rows:
         row += [f"{load.share:.0%}", f"{load.cpu:.0f}", f"{load.busy:.0%}"]
         row += [f"{load.p50:.1f}", f"{load.p99:.1f}"]
         groups.setdefault((load.storage, load.operation), []).append(row)
+    return Rows(headings, list(groups.values()))
+
+
+def outage_rows(outages: list[Outage]) -> Rows:
+    """Make a row for each outage."""
+    headings = ["storage", "contender", "answered", "not answered", "most waiting", "longest s"]
+    headings += ["then median ms", "well after s", "MiB before", "most", "after"]
+    groups: dict[str, list[list[str]]] = {}
+    for outage in outages:
+        statuses = ", ".join(
+            f"{count} of {status or 'closed'}" for status, count in outage.statuses.items()
+        )
+        row = [outage.storage, outage.contender, statuses]
+        row += [str(outage.unanswered + outage.not_sent), str(outage.most_waiting)]
+        row += [f"{max(outage.waited, default=0):.2f}", f"{outage.quick * 1e3:.1f}"]
+        row += [f"{outage.recovery:.2f}", *(f"{memory:.0f}" for memory in outage.memory)]
+        groups.setdefault(outage.storage, []).append(row)
     return Rows(headings, list(groups.values()))
 
 

@@ -17,7 +17,7 @@ from aiohttp_session.memory_storage import MemoryStorage
 from aiohttp_session.server_storage import ServerStorage
 from aiohttp_session.storage import AbstractStorage
 from aiohttp_session.stores.memory import MemoryStore
-from benchmarks import cases, contenders, load_client, plot, results, table, wrk
+from benchmarks import cases, contenders, load_client, outage, plot, results, table, wrk
 from benchmarks.cases import CASES, Case, Stores
 from benchmarks.contenders import Contender, ContenderError
 from benchmarks.measuring import Timing, catch_up, measure
@@ -339,3 +339,14 @@ def test_report_of_wrk_is_read() -> None:
 )
 def test_failed_run_of_wrk_is_noticed(report: str) -> None:
     assert wrk.read(report)["failure"]
+
+
+def test_an_outage_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outage, "BEFORE", 0.2)
+    monkeypatch.setattr(outage, "AFTER", 1.0)
+    seen = outage.measure(contenders.NAMES[0], "memcached", 50, 0.3, uvloop=False)
+    assert list(seen.statuses) == [200]  # the store was back before anything took too long
+    assert seen.most_waiting > 0
+    assert seen.unanswered == seen.not_sent == seen.recovery == 0
+    (group,) = table.outage_rows([seen]).groups
+    assert group[0][:2] == ["memcached", "compiled"]

@@ -267,3 +267,22 @@ async def test_an_id_from_a_header(visit: MakeClient, example: Example) -> None:
     async with client.get("/", headers={"Authorization": f"Bearer {token}"}) as response:
         assert (await response.json())["items"] == {"user": "Zoe"}
     assert (await look(client))["items"] == {}
+
+
+async def test_a_page_for_an_outage(aiohttp_client: AiohttpClient, example: Example) -> None:
+    storage = example("production/outage:storage")
+    app = example("production/outage:make_app")(storage)
+    app.router.add_get("/", show)
+    client = await aiohttp_client(app, cookies={storage.cookie_name: "0123456789abcdef"})
+    assert (await look(client))["items"] == {}
+
+    async def time_out(key: str) -> bytes | None:
+        raise TimeoutError
+
+    storage.store.store.read = time_out
+    for _ in range(2):
+        async with client.get("/") as response:
+            assert response.status == 503
+            assert response.headers["Retry-After"] == "1"
+            assert "try again" in await response.text()
+    await storage.finish()
