@@ -140,7 +140,7 @@ async def proxy(memcached_server: servers.Server) -> AsyncIterator[Proxy]:
 
 @pytest.fixture
 def young_heap() -> Iterator[None]:
-    """Let `gc.collect` look at nothing older than the test: at all, it takes a third of a second."""
+    """Let `gc.collect` look at nothing older than the test: all takes a third of a second."""
     if hasattr(gc, "freeze"):
         gc.freeze()
     yield
