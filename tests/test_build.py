@@ -17,8 +17,9 @@ CPYTHON = sys.implementation.name == "cpython"
 BUILD = """
 import sys
 from setuptools import build_meta
-sys.modules.update(dict.fromkeys(sys.argv[1:]))
-build_meta.build_wheel("dist")
+hook, *missing = sys.argv[1:]
+sys.modules.update(dict.fromkeys(missing))
+getattr(build_meta, hook)("dist")
 """
 COMPILES = "def answer():\n    return 42\n"
 DOES_NOT_COMPILE = 'cdef extern from "there_is_no_such_header.h":\n    int answer\n'
@@ -37,9 +38,11 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def build(project: Path, *missing: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def build(
+    project: Path, *missing: str, hook: str = "build_wheel", **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", BUILD, *missing],
+        [sys.executable, "-c", BUILD, hook, *missing],
         cwd=project,
         env={
             **os.environ,
@@ -115,3 +118,13 @@ def test_extensions_that_are_required_without_cython_are_an_error_that_says_what
     assert (done.returncode != 0) is CPYTHON
     assert ("pip install 'cython" in done.stderr) is CPYTHON
     assert "Traceback" not in done.stderr
+
+
+def test_an_editable_install_is_a_path_for_type_checkers_too(project: Path) -> None:
+    done = build(project, hook="build_editable", AIOHTTP_SESSION_NO_EXTENSIONS="1")
+    assert done.returncode == 0, done.stderr
+    (path,) = (project / "dist").iterdir()
+    with zipfile.ZipFile(path) as archive:
+        files = [name for name in archive.namelist() if ".dist-info/" not in name]
+        assert files == ["__editable__.aiohttp_session-1.0.pth"]
+        assert archive.read(files[0]).decode().strip() == str(project)
