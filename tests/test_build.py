@@ -38,7 +38,9 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def build(project: Path, *missing: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def build(
+    project: Path, *missing: str, hook: str = "build_wheel", **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", BUILD, hook, *missing],
         cwd=project,
