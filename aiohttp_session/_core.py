@@ -18,11 +18,11 @@ IMPLEMENTATION = "python"
 
 if sys.implementation.name == "cpython" and not os.environ.get("AIOHTTP_SESSION_NO_EXTENSIONS"):
     try:
-        from . import _cookies_c, _payload_c, _replies_c, _session_c  # noqa: F401
+        from . import _cookies_c, _payload_c, _replies_c, _sealing_c, _session_c  # noqa: F401
 
         IMPLEMENTATION = "cython"
     except ImportError as error:
-        twins = ("_cookies_c", "_payload_c", "_replies_c", "_session_c")
+        twins = ("_cookies_c", "_payload_c", "_replies_c", "_sealing_c", "_session_c")
         names = (f"{__package__}.{name}" for name in twins)
         if any(map(importlib.util.find_spec, names)):
             warnings.warn(
@@ -32,30 +32,57 @@ if sys.implementation.name == "cpython" and not os.environ.get("AIOHTTP_SESSION_
             )
 
 if TYPE_CHECKING or IMPLEMENTATION == "python":
-    from ._cookies_py import decode_base64, encode_base64, find_cookie, open_siv, quote, seal_siv
+    from ._cookies_py import find_cookie, quote
     from ._payload_py import decode, dumps, encode
     from ._replies_py import read_replies, read_values
+    from ._sealing_py import (
+        FernetKey,
+        decode_base64,
+        decode_standard,
+        encode_base64,
+        encode_standard,
+        open_fernet,
+        open_siv,
+        seal_fernet,
+        seal_siv,
+    )
     from ._session_py import Session, fingerprint, restore
 else:
-    from ._cookies_c import decode_base64, encode_base64, find_cookie, open_siv, quote, seal_siv
+    from ._cookies_c import find_cookie, quote
     from ._payload_c import decode, dumps, encode
     from ._replies_c import read_replies, read_values
+    from ._sealing_c import (
+        FernetKey,
+        decode_base64,
+        decode_standard,
+        encode_base64,
+        encode_standard,
+        open_fernet,
+        open_siv,
+        seal_fernet,
+        seal_siv,
+    )
     from ._session_c import Session, fingerprint, restore
 
 __all__ = (
     "IMPLEMENTATION",
+    "FernetKey",
     "Session",
     "decode",
     "decode_base64",
+    "decode_standard",
     "dumps",
     "encode",
     "encode_base64",
+    "encode_standard",
     "find_cookie",
     "fingerprint",
+    "open_fernet",
     "open_siv",
     "quote",
     "read_replies",
     "read_values",
     "restore",
+    "seal_fernet",
     "seal_siv",
 )

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from binascii import a2b_base64, b2a_base64
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ._core import Session
+from ._core import Session, decode_standard, encode_standard
 from .lifecycle import LifecycleOptions
 from .sealed_storage import CookieStorage
 
@@ -55,12 +54,12 @@ class NaClCookieStorage(CookieStorage):
             sealed = nonce + crypto_secretbox(payload, nonce, bytes(box))
         else:
             sealed = box.encrypt(payload)
-        return b2a_base64(sealed, newline=False).decode("ascii")
+        return encode_standard(sealed)
 
     def open(self, cookie: str) -> tuple[bytes, None] | None:
         """Decrypt a cookie with whichever key fits."""
         try:
-            sealed = a2b_base64(cookie)
+            sealed = decode_standard(cookie)
         except ValueError:
             return None
         # An assignment to _secretbox on a live storage retires every key.

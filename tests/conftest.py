@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 from hypothesis import HealthCheck, settings
 
-from aiohttp_session import _cookies_py, _payload_py, _replies_py, _session_py
+from aiohttp_session import _cookies_py, _payload_py, _replies_py, _sealing_py, _session_py
 from benchmarks import servers
 from tests.proxy import Proxy
 
@@ -20,10 +20,13 @@ _TWINS = {
     "_cookies_c": _cookies_py,
     "_payload_c": _payload_py,
     "_replies_c": _replies_py,
+    "_sealing_c": _sealing_py,
     "_session_c": _session_py,
 }
 _NAMES = (
-    *("find_cookie", "quote", "encode_base64", "decode_base64", "seal_siv", "open_siv"),
+    *("find_cookie", "quote"),
+    *("encode_base64", "decode_base64", "encode_standard", "decode_standard"),
+    *("FernetKey", "open_fernet", "open_siv", "seal_fernet", "seal_siv"),
     *("encode", "dumps", "decode"),
     *("read_replies", "read_values"),
     *("Session", "fingerprint", "restore"),
