@@ -74,7 +74,8 @@ def _find_quoted(header: str, name: str) -> str | bool | None:
     before, found, rest = header.partition(f'{name}="')
     if not found or before[-2:] not in {"", "; "} or not _is_regular(before):
         return None
-    end = rest.replace(r"\\", "  ").replace(r"\"", "  ").find('"')
+    plain = rest.replace(r"\\", "  ").replace(r"\"", "  ") if "\\" in rest else rest
+    end = plain.find('"')
     after = rest[end + 1 :]
     if end < 0 or after[:1] not in {"", ";"} or '"' in after or name in after:
         return None
@@ -103,6 +104,8 @@ def _find_among_odd(header: str, name: str) -> str | bool | None:
 
 def _unquote(value: str) -> str | bool:
     """Undo the escapes of a quoted value; False if it hides a control character."""
+    if "\\" not in value:
+        return value
     # Between escaped backslashes, the escapes of a JSON cookie can go one kind after the other.
     parts = [part.replace(r"\"", '"').replace(r"\054", ",") for part in value.split(r"\\")]
     if not any("\\" in part for part in parts):

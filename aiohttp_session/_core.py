@@ -43,6 +43,7 @@ if TYPE_CHECKING or IMPLEMENTATION == "python":
         encode_standard,
         open_fernet,
         open_siv,
+        read_fernet,
         seal_fernet,
         seal_siv,
     )
@@ -59,6 +60,7 @@ else:
         encode_standard,
         open_fernet,
         open_siv,
+        read_fernet,
         seal_fernet,
         seal_siv,
     )
@@ -80,6 +82,7 @@ __all__ = (
     "open_fernet",
     "open_siv",
     "quote",
+    "read_fernet",
     "read_replies",
     "read_values",
     "restore",

@@ -41,6 +41,7 @@ BLOCK_SIZE = 16  # bytes
 _FERNET_HEAD = len(FERNET_VERSION) + _TIME.size
 _MAC_SIZE = 32
 _FERNET_FRAME = _FERNET_HEAD + BLOCK_SIZE + _MAC_SIZE
+_PADDINGS = {size: bytes([size] * size) for size in range(1, BLOCK_SIZE + 1)}  # RFC 5652, 6.3
 
 
 def encode_base64(data: bytes) -> str:
@@ -184,8 +185,8 @@ def seal_fernet(key: FernetKey, block: bytes, sealed_at: int, payload: bytes) ->
         raise ValueError(BAD_BLOCK)
     if not isinstance(payload, bytes):
         raise TypeError(f"A payload must be bytes, not {type(payload).__name__}")
-    missing = BLOCK_SIZE - len(payload) % BLOCK_SIZE
-    encrypted = key._encrypt(block + payload + bytes((missing,)) * missing)
+    padding = _PADDINGS[BLOCK_SIZE - len(payload) % BLOCK_SIZE]
+    encrypted = key._encrypt(block + payload + padding)
     signed = FERNET_VERSION + _TIME.pack(sealed_at) + encrypted
     text = b2a_base64(signed + key._sign(signed), newline=False).decode("ascii")
     return text.replace("+", "-").replace("/", "_")
@@ -211,19 +212,21 @@ def open_fernet(keys: Iterable[FernetKey], token: str) -> tuple[bytes, int] | No
 def read_fernet(token: str) -> bytes | None:
     """Return what a Fernet token is the base64 of, or None if no key can have made it."""
     # The version is in the first two digits. What is no digit is skipped, as ever.
-    if token[:1] in _DIGITS and token[:1] != "g":
+    if token[:1] != "g" and token[:1] in _DIGITS:
         return None
     try:
         data = a2b_base64(token.replace("-", "+").replace("_", "/"))
     except ValueError:
         return None
-    blocks, rest = divmod(len(data) - _FERNET_FRAME, BLOCK_SIZE)
-    return data if data.startswith(FERNET_VERSION) and blocks > 0 and not rest else None
+    size = len(data) - _FERNET_FRAME
+    if size <= 0 or size % BLOCK_SIZE or not data.startswith(FERNET_VERSION):
+        return None
+    return data
 
 
 def _unpad(blocks: bytes) -> bytes | None:
-    """Take off the first block, and the padding (RFC 5652, 6.3); None if that is damaged."""
-    missing = blocks[-1]
-    if not (0 < missing <= BLOCK_SIZE and blocks.endswith(bytes((missing,)) * missing)):
+    """Take off the first block, and the padding; None if that is damaged."""
+    padding = _PADDINGS.get(blocks[-1])
+    if padding is None or not blocks.endswith(padding):
         return None
-    return blocks[BLOCK_SIZE:-missing]
+    return blocks[BLOCK_SIZE : -len(padding)]

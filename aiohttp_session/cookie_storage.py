@@ -10,8 +10,16 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
-from ._core import FernetKey, open_fernet, open_siv, seal_fernet, seal_siv
-from ._sealing_py import BLOCK_SIZE, NONCE_SIZE, SIV_VERSION, read_fernet
+from ._core import (
+    FernetKey,
+    decode_base64,
+    open_fernet,
+    open_siv,
+    read_fernet,
+    seal_fernet,
+    seal_siv,
+)
+from ._sealing_py import BLOCK_SIZE, NONCE_SIZE, SIV_VERSION
 from .lifecycle import LifecycleOptions
 from .sealed_storage import CookieStorage
 
@@ -36,7 +44,6 @@ Key: TypeAlias = "str | bytes | bytearray"
 _KEY_SIZE = 32  # bytes
 _DRAW = struct.Struct(f"{NONCE_SIZE}s" * 64)  # of nonces, from random bytes
 _SIV_LETTER = "A"  # what such a cookie begins with; Fernet tokens begin with "g"
-_TIME = struct.Struct(">Q")
 
 
 class EncryptedCookieStorage(CookieStorage):
@@ -113,11 +120,8 @@ class EncryptedCookieStorage(CookieStorage):
         """Decrypt a cookie with whichever key fits."""
         if self._fernet is not self._keyed:
             return _open_with(self._fernet, cookie)
-        if cookie.startswith(_SIV_LETTER):
-            return self._open_siv(cookie)
-        return open_fernet(self._keys, cookie) if self._accepts_fernet else None
-
-    def _open_siv(self, cookie: str) -> tuple[bytes, int] | None:
+        if not cookie.startswith(_SIV_LETTER):
+            return open_fernet(self._keys, cookie) if self._accepts_fernet else None
         associated = _associated(self._cookie_name)
         for cipher in self._ciphers:
             try:
@@ -130,13 +134,17 @@ class EncryptedCookieStorage(CookieStorage):
 
 
 def _open_with(fernet: Fernet, cookie: str) -> tuple[bytes, int] | None:
-    """Decrypt a token with an object that is not ours."""
+    """Decrypt a token with an object that was given, and not a key."""
     try:
         payload = fernet.decrypt(cookie.encode("ascii"))
     except (InvalidToken, ValueError):
         return None
-    token = read_fernet(cookie)
-    return None if token is None else (payload, _TIME.unpack_from(token, 1)[0])
+    try:
+        head: bytes | None = decode_base64(cookie[:12])
+    except ValueError:  # digits of the standard alphabet, or other characters between them
+        head = read_fernet(cookie)
+    # The head of a token: a version byte and the time.
+    return None if head is None else (payload, int.from_bytes(head[1:9], "big"))
 
 
 def _fernet_key(secret: bytes) -> FernetKey:

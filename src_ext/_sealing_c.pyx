@@ -316,7 +316,7 @@ def open_fernet(keys, token):
 
     None for any other text: the tokens taken are those that `cryptography.fernet` takes.
     """
-    cdef bytes data = _read_fernet(token)
+    cdef bytes data = read_fernet(token)
     if data is None:
         return None
     cdef const unsigned char* text = _start(data)
@@ -334,7 +334,7 @@ def open_fernet(keys, token):
     return None
 
 
-cdef bytes _read_fernet(token):
+cpdef bytes read_fernet(token):
     """Return what a Fernet token is the base64 of, or None if no key can have made it."""
     if type(token) is not str or not PyUnicode_IS_ASCII(token):
         return _sealing_py.read_fernet(token)

@@ -26,7 +26,7 @@ _TWINS = {
 _NAMES = (
     *("find_cookie", "quote"),
     *("encode_base64", "decode_base64", "encode_standard", "decode_standard"),
-    *("FernetKey", "open_fernet", "open_siv", "seal_fernet", "seal_siv"),
+    *("FernetKey", "open_fernet", "open_siv", "read_fernet", "seal_fernet", "seal_siv"),
     *("encode", "dumps", "decode"),
     *("read_replies", "read_values"),
     *("Session", "fingerprint", "restore"),

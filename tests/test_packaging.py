@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 IMPLEMENTATION = "import aiohttp_session; print(aiohttp_session.IMPLEMENTATION)"
 EXTENSIONS = tuple(
-    f"aiohttp_session.{name}" for name in ("_cookies_c", "_payload_c", "_replies_c", "_session_c")
+    f"aiohttp_session.{name}"
+    for name in ("_cookies_c", "_payload_c", "_replies_c", "_sealing_c", "_session_c")
 )
 JSON_ROUND_TRIP = """
 from aiohttp_session._core import decode, encode, dumps

@@ -23,7 +23,7 @@ LEAKED: list[object] = []
 
 def cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
     """Return what can be watched: functions, and the arguments that they are called with."""
-    from aiohttp_session import _cookies_c, _payload_c, _replies_c, _session_c
+    from aiohttp_session import _cookies_c, _payload_c, _replies_c, _sealing_c, _session_c
 
     data = {"created": 10**9, "session": {"a": [1, 2.5, {"b": (None, "x" * 50)}], "c": "d"}}
     big = [2**70, float("nan")]
@@ -55,11 +55,11 @@ def cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
         ),
         "quote": (_cookies_c.quote, [("plain",), ('{"a": 1, "b": ";"}',), ("é",)]),
         "seal_siv": (
-            _cookies_c.seal_siv,
+            _sealing_c.seal_siv,
             [(lambda _, message, __: message, bytes(12), 1, b"{}", b""), (len, b"", 1, b"", b"")],
         ),
         "open_siv": (
-            _cookies_c.open_siv,
+            _sealing_c.open_siv,
             [(lambda _, text, __: text, "AQ" + "A" * 58, b""), (len, "AQ", b""), (len, "é", b"")],
         ),
         "encode": (_payload_c.encode, [(data,), ([1, (2,)],), (big,), ({1: object()},)]),
