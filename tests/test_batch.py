@@ -305,6 +305,94 @@ async def test_when_all_tasks_are_cancelled_so_are_the_waiters(store: Store, tur
     assert await batch.submit(3) == 6
 
 
+class Stubborn:
+    """A store whose client swallows cancellations, so many of them."""
+
+    def __init__(self, cancellations: int) -> None:
+        self.cancellations = cancellations
+        self.began = asyncio.Event()
+
+    async def run(self, operations: list[int]) -> Sequence[int]:
+        self.began.set()
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                if not self.cancellations:
+                    raise
+                self.cancellations -= 1
+
+
+@pytest.mark.parametrize("cancellations", [0, 1, 3])
+async def test_a_worker_that_swallows_cancellations_is_cancelled_again(cancellations: int) -> None:
+    store = Stubborn(cancellations)
+    batch = Batch(store.run, timeout=0.02, max_workers=1)
+    stuck = batch.submit(1)
+    await store.began.wait()
+    queued = batch.submit(2)
+    for future in (stuck, queued):
+        with pytest.raises(TimeoutError):
+            await future
+    await batch.finish()
+    assert store.cancellations == 0
+
+
+async def test_waiters_fail_in_time_though_no_worker_ever_ends() -> None:
+    store = Stubborn(10**9)
+    batch = Batch(store.run, timeout=0.02, max_workers=1)
+    results = await asyncio.gather(batch.submit(1), batch.submit(2), return_exceptions=True)
+    late = batch.submit(3)
+    results += await asyncio.gather(late, return_exceptions=True)
+    assert [type(result) for result in results] == [TimeoutError] * 3
+    store.cancellations = 0
+    await batch.finish()
+
+
+async def test_a_loop_that_was_paused_before_a_worker_began_ends_all(store: Store) -> None:
+    batch = Batch(store.run, timeout=5)
+    loop = asyncio.get_running_loop()
+    old = batch.submit(1)
+    paused = loop.time() + 6
+    with mock.patch.object(loop, "time", return_value=paused):
+        batch._expire(loop)  # the timer comes first
+        new = batch.submit(2)
+        await turn()
+    with pytest.raises(TimeoutError):
+        await old
+    assert await new == 4
+
+
+async def test_a_loop_that_was_paused_while_a_worker_ran_ends_all(store: Store) -> None:
+    batch = Batch(store.run, timeout=5, max_workers=1)
+    store.hold(1)
+    loop = asyncio.get_running_loop()
+    futures = [batch.submit(1)]
+    await turn()
+    futures.append(batch.submit(2))
+    with mock.patch.object(loop, "time", return_value=loop.time() + 6):
+        batch._expire(loop)
+        results = await asyncio.gather(*futures, return_exceptions=True)
+    assert [type(result) for result in results] == [TimeoutError] * 2
+    assert await batch.submit(3) == 6
+
+
+async def test_a_timer_may_have_no_time_of_its_own(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As uvloop's, if less than half a millisecond is to go: `call_at` gives a handle of
+    # `call_soon`, without `when()`.
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "call_at", lambda when, call, *args: loop.call_soon(call, *args))
+    batch = Batch(store.run, timeout=0.02, max_workers=2)
+    for number in (1, 2, 3):
+        store.hold(number)
+    futures = [batch.submit(number) for number in (1, 2)]
+    await turn()
+    futures.append(batch.submit(3))
+    results = await asyncio.gather(*futures, return_exceptions=True)
+    assert [type(result) for result in results] == [TimeoutError] * 3
+
+
 def test_each_loop_has_its_own_object() -> None:
     objects: PerLoop[list[int]] = PerLoop(list)
 
