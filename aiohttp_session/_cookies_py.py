@@ -4,21 +4,10 @@ from __future__ import annotations
 
 import re
 import string
-import struct
-from binascii import a2b_base64, b2a_base64
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-__all__ = (
-    "decode_base64",
-    "encode_base64",
-    "find_cookie",
-    "find_strict",
-    "open_siv",
-    "quote",
-    "seal_siv",
-)
+__all__ = ("find_cookie", "find_strict", "quote")
 
 _is_name = lru_cache(maxsize=64)(re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII).fullmatch)
 # Characters to delete from bytes, which is the fastest way to see whether there are others.
@@ -45,19 +34,6 @@ _match_pair = re.compile(
 ).match
 _sub_escape = re.compile(r"\\(?:([0-3][0-7][0-7])|(.))").sub
 _hides_control = re.compile(r"[\x00-\x1f\x7f]").search
-
-# Which characters a text of urlsafe base64 ends with, by what its length is over a multiple of 4.
-_ENDS = (f"{string.ascii_letters}{string.digits}-_", "", "AQgw", "AEIMQUYcgkosw048")
-NOT_BASE64 = "The text is not canonical urlsafe base64"
-
-# An AES-GCM-SIV cookie is the urlsafe base64, without padding, of a version byte, a nonce, and
-# the sealed Unix time (8 bytes, big-endian) and payload.
-SIV_VERSION = b"\x01"
-NOT_SIV = "The text is not a cookie sealed with AES-GCM-SIV"
-BAD_NONCE = "A nonce for AES-GCM-SIV is 12 bytes"
-NONCE_SIZE = 12  # bytes
-_SIV_BODY = len(SIV_VERSION) + NONCE_SIZE
-_TIME = struct.Struct(">Q")
 
 _ESCAPES = {"\\": r"\\", '"': r"\"", ",": r"\054", ";": r"\073"}  # backslashes go first
 
@@ -126,7 +102,8 @@ def _find_quoted(header: str, name: str) -> str | bool | None:
     before, found, rest = header.partition(f'{name}="')
     if not found or before[-2:] not in {"", "; "} or not _is_regular(before):
         return None
-    end = rest.replace(r"\\", "  ").replace(r"\"", "  ").find('"')
+    plain = rest.replace(r"\\", "  ").replace(r"\"", "  ") if "\\" in rest else rest
+    end = plain.find('"')
     after = rest[end + 1 :]
     if end < 0 or after[:1] not in {"", ";"} or '"' in after or name in after:
         return None
@@ -155,6 +132,8 @@ def _find_among_odd(header: str, name: str) -> str | bool | None:
 
 def _unquote(value: str) -> str | bool:
     """Undo the escapes of a quoted value; False if it hides a control character."""
+    if "\\" not in value:
+        return value
     # Between escaped backslashes, the escapes of a JSON cookie can go one kind after the other.
     parts = [part.replace(r"\"", '"').replace(r"\054", ",") for part in value.split(r"\\")]
     if not any("\\" in part for part in parts):
@@ -186,62 +165,3 @@ def quote(value: Any) -> str | None:
         if char in value:
             value = value.replace(char, escape)
     return f'"{value}"'
-
-
-def encode_base64(data: bytes) -> str:
-    """Write bytes as urlsafe base64 without padding (RFC 4648, 5)."""
-    text = b2a_base64(data, newline=False).decode("ascii")
-    return text.rstrip("=").replace("+", "-").replace("/", "_")
-
-
-def decode_base64(text: str) -> bytes:
-    """Read urlsafe base64 without padding, only in the one form that `encode_base64` writes.
-
-    :raises ValueError: for any other text.
-    """
-    rest = len(text) % 4
-    if text and text[-1] in _ENDS[rest] and "+" not in text and "/" not in text:
-        try:
-            data = a2b_base64(text.replace("-", "+").replace("_", "/") + "=="[: -rest % 4])
-        except ValueError:
-            data = b""
-        if len(data) == len(text) * 3 // 4:  # a2b_base64 skips what is not in its alphabet
-            return data
-    raise ValueError(NOT_BASE64)
-
-
-def seal_siv(
-    encrypt: Callable[[bytes, bytes, bytes], bytes],
-    nonce: bytes,
-    sealed_at: int,
-    payload: bytes,
-    associated: bytes,
-) -> str:
-    """Make the cookie of a payload.
-
-    :param encrypt: an AES-GCM-SIV cipher's.
-    :param nonce: 12 bytes.
-    :param sealed_at: Unix time in seconds.
-    :param associated: what is authenticated with it.
-    :raises ValueError: for a nonce of another size.
-    """
-    if len(nonce) != NONCE_SIZE:
-        raise ValueError(BAD_NONCE)
-    sealed = encrypt(nonce, _TIME.pack(sealed_at) + payload, associated)
-    return encode_base64(SIV_VERSION + nonce + sealed)
-
-
-def open_siv(
-    decrypt: Callable[[bytes, bytes, bytes], bytes], cookie: str, associated: bytes
-) -> tuple[bytes, int]:
-    """Return the payload of a cookie that `seal_siv` made, and the Unix time of its sealing.
-
-    :raises ValueError: for a text that is no such cookie; besides what decrypt raises.
-    """
-    sealed = decode_base64(cookie)
-    if len(sealed) < _SIV_BODY or not sealed.startswith(SIV_VERSION):
-        raise ValueError(NOT_SIV)
-    message = decrypt(sealed[1:_SIV_BODY], sealed[_SIV_BODY:], associated)
-    if len(message) < _TIME.size:
-        raise ValueError(NOT_SIV)
-    return message[_TIME.size :], _TIME.unpack_from(message)[0]

@@ -15,10 +15,11 @@ import os
 import sys
 import warnings
 
-from . import _cookies_py, _payload_py, _replies_py, _session_py
+from . import _cookies_py, _payload_py, _replies_py, _sealing_py, _session_py
 from ._cookies_py import *  # noqa: F403
 from ._payload_py import *  # noqa: F403
 from ._replies_py import *  # noqa: F403
+from ._sealing_py import *  # noqa: F403
 from ._session_py import *  # noqa: F403
 from .log import log
 
@@ -29,6 +30,7 @@ TWINS = {
     "_cookies_c": _cookies_py,
     "_payload_c": _payload_py,
     "_replies_c": _replies_py,
+    "_sealing_c": _sealing_py,
     "_session_c": _session_py,
 }
 """The reference implementation of each extension."""

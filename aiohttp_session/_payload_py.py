@@ -18,8 +18,9 @@ except ImportError:  # pragma: no cover - PyPy has no orjson
 __all__ = ("decode", "dumps", "encode")
 
 _DIGITS_TO_ZERO = bytes(ord("0") if chr(code) in "0123456789" else ord(" ") for code in range(256))
-_SAME = frozenset((str, bool, type(None)))
-_ONLY_STR = frozenset((str,))
+# Types whose every value orjson writes as json does, or refuses: integers beyond 64 bits are, and
+# keys that are not str.
+_SAME = frozenset((str, int, bool, type(None)))
 _dump_text = json.JSONEncoder(separators=(",", ":")).encode
 _sub_unprintable = re.compile("[^ -~]+").sub
 
@@ -70,19 +71,17 @@ def _load(text: str | bytes) -> Any:
 
 def _is_plain(value: Any) -> bool:
     """Tell whether orjson writes the value just as json does, or refuses it."""
-    kind: Any = type(value)
+    kind = type(value)
     if kind in _SAME:
         return True
-    if kind is int:
-        return bool(-0x8000_0000_0000_0000 <= value <= 0xFFFF_FFFF_FFFF_FFFF)
     if kind is float:
         return bool(value - value == 0.0)  # false for NaN and the infinities
     if kind is dict:
-        if not _ONLY_STR.issuperset(map(type, value)):
-            return False
         value = value.values()
     elif kind is not list and kind is not tuple:
         return False
+    if _SAME.issuperset(map(type, value)):
+        return True
     try:
         for item in value:
             # Most items need no call.

@@ -8,19 +8,31 @@ import struct
 import time
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
-from ._cookies_py import NONCE_SIZE, SIV_VERSION
-from ._core import decode_base64, open_siv, seal_siv
+from ._core import (
+    FernetKey,
+    decode_base64,
+    open_fernet,
+    open_siv,
+    read_fernet,
+    seal_fernet,
+    seal_siv,
+)
 from ._options import Unpack, show_options
+from ._sealing_py import BLOCK_SIZE, NONCE_SIZE, SIV_VERSION
 from .lifecycle import LifecycleOptions
 from .sealed_storage import CookieStorage
 
 try:
     from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
     from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+    from cryptography.hazmat.primitives.ciphers import Cipher
     from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
+    from cryptography.hazmat.primitives.ciphers.algorithms import AES
+    from cryptography.hazmat.primitives.ciphers.modes import CBC
     from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.hmac import HMAC
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 except ImportError as error:
     raise ImportError("Please install cryptography: pip install aiohttp-session[secure]") from error
@@ -30,7 +42,6 @@ Key: TypeAlias = str | bytes | bytearray
 _KEY_SIZE = 32  # bytes
 _DRAW = struct.Struct(f"{NONCE_SIZE}s" * 64)  # of nonces, from random bytes
 _SIV_LETTER = "A"  # what such a cookie begins with; Fernet tokens begin with "g"
-_TIME = struct.Struct(">Q")
 
 
 @show_options
@@ -38,12 +49,17 @@ class EncryptedCookieStorage(CookieStorage):
     """Keep the session in a cookie that is encrypted and authenticated.
 
     :param secret_key: 32 bytes, or the same in urlsafe base64 as a str. A sequence of keys lets
-        them rotate: the first seals, all open. A `Fernet` or `MultiFernet` is used as it is.
+        them rotate: the first seals, all open. A `Fernet` or `MultiFernet` is used as it is, and
+        so is one that is assigned to `_fernet` later. Two storages never share a key, or a user
+        can hand the cookie of the one to the other.
     :param cipher: how cookies are sealed: ``"fernet"`` (AES-128-CBC with HMAC-SHA256, as the
-        reference package does), or ``"aes-256-gcm-siv"`` (RFC 8452), which is faster and makes
-        smaller cookies, bound to the cookie's name. Both are always read, so a fleet can be
-        moved from one to the other; only ``Fernet`` objects read and write Fernet alone.
-    :raises ValueError: if a key is not 32 bytes, or the cipher can't be had.
+        reference package does), or ``"aes-256-gcm-siv"`` (RFC 8452), which makes smaller cookies,
+        bound to the cookie's name. Both are read, so a fleet can be moved from one to the other;
+        only `Fernet` objects read and write Fernet alone.
+    :param accept_fernet: read cookies that are sealed with Fernet. False is the last step of a
+        move to AES-256-GCM-SIV: before it, whatever Fernet token the key ever made is a session.
+    :raises ValueError: if a key is not 32 bytes, the cipher can't be had, or the storage would not
+        read what it seals.
     :raises TypeError: if a key is something else.
 
     Takes the options of `AbstractStorage` and `LifecycleStorage` as well.
@@ -54,62 +70,87 @@ class EncryptedCookieStorage(CookieStorage):
         secret_key: Key | Fernet | MultiFernet | Sequence[Key],
         *,
         cipher: Literal["fernet", "aes-256-gcm-siv"] = "fernet",
+        accept_fernet: bool = True,
         **options: Unpack[LifecycleOptions],
     ) -> None:
         super().__init__(**options)
         if cipher not in {"fernet", "aes-256-gcm-siv"}:
             raise ValueError(f"cipher must be 'fernet' or 'aes-256-gcm-siv', not {cipher!r}")
+        if cipher == "fernet" and not accept_fernet:
+            raise ValueError("accept_fernet=False needs cipher='aes-256-gcm-siv'")
+        self._accepts_fernet = accept_fernet
+        self._seals_with_siv = cipher != "fernet"
+        self._ciphers: tuple[AESGCMSIV, ...] = ()
+        self._keys: tuple[FernetKey, ...] = ()
+        # Typed as in the reference package: it is read there, and knows only one key.
+        self._fernet: Fernet
         if isinstance(secret_key, (Fernet, MultiFernet)):
             if cipher != "fernet":
                 raise ValueError(f"cipher {cipher!r} needs the secret key, not a Fernet object")
-            secrets = []
-            self._fernet = secret_key
-        else:
-            keys = [secret_key] if isinstance(secret_key, (str, bytes, bytearray)) else secret_key
-            secrets = [_secret(key) for key in keys]
-            if not secrets:
-                raise ValueError("secret_key is an empty sequence: give at least one key")
-            fernets = [Fernet(base64.urlsafe_b64encode(secret)) for secret in secrets]
-            self._fernet = fernets[0] if len(fernets) == 1 else MultiFernet(fernets)
-        self._ciphers: tuple[AESGCMSIV, ...] = ()
+            self._fernet = cast("Fernet", secret_key)
+            self._keyed = None
+            return
+        keys = [secret_key] if isinstance(secret_key, (str, bytes, bytearray)) else secret_key
+        secrets = [_secret(key) for key in keys]
+        if not secrets:
+            raise ValueError("secret_key is an empty sequence: give at least one key")
+        fernets = [Fernet(base64.urlsafe_b64encode(secret)) for secret in secrets]
+        self._fernet = fernets[0] if len(fernets) == 1 else cast("Fernet", MultiFernet(fernets))
+        # An assignment to _fernet on a live storage retires what was made of the keys.
+        self._keyed = self._fernet
+        self._keys = tuple(_fernet_key(secret) for secret in secrets)
         try:
             self._ciphers = tuple(AESGCMSIV(_derive(secret)) for secret in secrets)
         except UnsupportedAlgorithm as error:
             if cipher != "fernet":
                 raise ValueError(f"cipher {cipher!r} needs OpenSSL 3.2 or later") from error
-        self._seals_with_siv = cipher != "fernet"
-        # An assignment to _fernet on a live storage retires the other cipher's keys with it.
-        self._keyed = self._fernet
 
     def seal(self, payload: bytes) -> str:
         """Encrypt a payload with the first key."""
-        if not (self._seals_with_siv and self._fernet is self._keyed):
+        if self._fernet is not self._keyed:
             return self._fernet.encrypt(payload).decode("ascii")
-        encrypt, associated = self._ciphers[0].encrypt, _associated(self._cookie_name)
-        return seal_siv(encrypt, _draw_nonce(), int(time.time()), payload, associated)
+        now = int(time.time())
+        if self._seals_with_siv:
+            associated = _associated(self._cookie_name)
+            return seal_siv(self._ciphers[0].encrypt, _draw_nonce(), now, payload, associated)
+        return seal_fernet(self._keys[0], os.urandom(BLOCK_SIZE), now, payload)
 
     def open(self, cookie: str) -> tuple[bytes, int] | None:
         """Decrypt a cookie with whichever key fits."""
-        try:
-            if cookie.startswith(_SIV_LETTER):
-                return self._open_siv(cookie)
-            token = cookie.encode("ascii")
-            payload = self._fernet.decrypt(token)
-            # The authenticated header of a Fernet token: a version byte and the time.
-            (sealed_at,) = _TIME.unpack_from(decode_base64(cookie[:12]), 1)
-        except (InvalidToken, ValueError):
-            return None
-        return payload, sealed_at
-
-    def _open_siv(self, cookie: str) -> tuple[bytes, int] | None:
-        if self._fernet is self._keyed:
-            associated = _associated(self._cookie_name)
-            for cipher in self._ciphers:
-                try:
-                    return open_siv(cipher.decrypt, cookie, associated)
-                except InvalidTag:
-                    continue
+        if self._fernet is not self._keyed:
+            return _open_with(self._fernet, cookie)
+        if not cookie.startswith(_SIV_LETTER):
+            return open_fernet(self._keys, cookie) if self._accepts_fernet else None
+        associated = _associated(self._cookie_name)
+        for cipher in self._ciphers:
+            try:
+                return open_siv(cipher.decrypt, cookie, associated)
+            except InvalidTag:
+                continue
+            except ValueError:
+                break
         return None
+
+
+def _open_with(fernet: Fernet, cookie: str) -> tuple[bytes, int] | None:
+    """Decrypt a token with an object that was given, and not a key."""
+    try:
+        payload = fernet.decrypt(cookie.encode("ascii"))
+    except (InvalidToken, ValueError):
+        return None
+    try:
+        head: bytes | None = decode_base64(cookie[:12])
+    except ValueError:  # digits of the standard alphabet, or other characters between them
+        head = read_fernet(cookie)
+    # The head of a token: a version byte and the time.
+    return None if head is None else (payload, int.from_bytes(head[1:9], "big"))
+
+
+def _fernet_key(secret: bytes) -> FernetKey:
+    """Give a key what seals and opens its tokens: the first half signs, the second encrypts."""
+    half = _KEY_SIZE // 2
+    # Which IV is of no account: see FernetKey.
+    return FernetKey(HMAC(secret[:half], SHA256()), Cipher(AES(secret[half:]), CBC(bytes(half))))
 
 
 # Nonces to come: a system call for each would cost a fifth of what the encryption does. (Were one

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from binascii import a2b_base64, b2a_base64
 from collections.abc import Sequence
 
-from ._core import Session
+from ._core import Session, decode_standard, encode_standard
 from ._options import Unpack, show_options
 from .lifecycle import LifecycleOptions
 from .sealed_storage import CookieStorage
@@ -17,6 +16,8 @@ try:
     from nacl.secret import SecretBox
 except ImportError as error:
     raise ImportError("Please install PyNaCl: pip install aiohttp-session[pynacl]") from error
+
+_NONCE_SIZE = SecretBox.NONCE_SIZE
 
 
 @show_options
@@ -35,10 +36,13 @@ class NaClCookieStorage(CookieStorage):
     ) -> None:
         super().__init__(**options)
         keys = [secret_key] if isinstance(secret_key, (bytes, bytearray, str)) else secret_key
-        self._secretboxes = [_secretbox(key) for key in keys]
-        if not self._secretboxes:
+        boxes = [_secretbox(key) for key in keys]
+        if not boxes:
             raise ValueError("secret_key is an empty sequence: give at least one key")
-        self._secretbox = self._secretboxes[0]
+        self._secretbox = boxes[0]
+        # An assignment to _secretbox on a live storage retires every key.
+        self._keyed = boxes[0]
+        self._keys = [bytes(box) for box in boxes]
 
     def empty_session(self) -> Session:
         """Make an empty session."""
@@ -46,36 +50,34 @@ class NaClCookieStorage(CookieStorage):
 
     def seal(self, payload: bytes) -> str:
         """Encrypt a payload with the first key and a random nonce."""
-        box = self._secretbox
-        if type(box) is SecretBox:
-            # What SecretBox.encrypt does, in half the time.
-            nonce = os.urandom(SecretBox.NONCE_SIZE)
-            sealed = nonce + crypto_secretbox(payload, nonce, bytes(box))
-        else:
-            sealed = box.encrypt(payload)
-        return b2a_base64(sealed, newline=False).decode("ascii")
+        keys = self._keys if self._secretbox is self._keyed else _keys_of(self._secretbox)
+        if not keys:
+            return encode_standard(self._secretbox.encrypt(payload))
+        # What SecretBox.encrypt does, in half the time.
+        nonce = os.urandom(_NONCE_SIZE)
+        return encode_standard(nonce + crypto_secretbox(payload, nonce, keys[0]))
 
     def open(self, cookie: str) -> tuple[bytes, None] | None:
         """Decrypt a cookie with whichever key fits."""
+        keys = self._keys if self._secretbox is self._keyed else _keys_of(self._secretbox)
         try:
-            sealed = a2b_base64(cookie)
-        except ValueError:
+            sealed = decode_standard(cookie)
+            if not keys:
+                return self._secretbox.decrypt(sealed), None
+        except (CryptoError, ValueError):
             return None
-        # An assignment to _secretbox on a live storage retires every key.
-        live = self._secretbox is self._secretboxes[0]
-        for box in self._secretboxes if live else (self._secretbox,):
+        nonce, ciphertext = sealed[:_NONCE_SIZE], sealed[_NONCE_SIZE:]
+        for key in keys:
             try:
-                return _unseal(box, sealed), None
+                return crypto_secretbox_open(ciphertext, nonce, key), None
             except (CryptoError, ValueError):
                 continue
         return None
 
 
-def _unseal(box: SecretBox, sealed: bytes) -> bytes:
-    if type(box) is not SecretBox:
-        return box.decrypt(sealed)
-    size = SecretBox.NONCE_SIZE
-    return crypto_secretbox_open(sealed[size:], sealed[:size], bytes(box))
+def _keys_of(box: SecretBox) -> list[bytes]:
+    """Return the key of a box that was assigned, if it is a SecretBox and no other kind."""
+    return [bytes(box)] if type(box) is SecretBox else []
 
 
 def _secretbox(key: bytes) -> SecretBox:

@@ -2,7 +2,6 @@
 # cython: embedsignature=True, embedsignature.format=clinic
 """Cookie text, in and out, compiled: one pass over the bytes. What is unusual is `_cookies_py`'s."""
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.string cimport memchr, memcmp, memcpy
 
@@ -26,20 +25,6 @@ cdef enum Kind:  # of a character, as bits
 
 cdef unsigned char[256] KINDS
 
-cdef const char* DIGITS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-
-cdef enum:
-    # Of a cookie that is sealed with AES-GCM-SIV, in bytes.
-    NONCE_SIZE = 12
-    SIV_BODY = 1 + NONCE_SIZE
-    TIME_SIZE = 8
-
-cdef unsigned char SIV_VERSION = _cookies_py.SIV_VERSION[0]
-cdef str NOT_SIV = _cookies_py.NOT_SIV
-cdef str BAD_NONCE = _cookies_py.BAD_NONCE
-cdef str NOT_BASE64 = _cookies_py.NOT_BASE64
-cdef unsigned char[256] DIGIT_VALUES  # 255 for what is no digit of base64
-
 
 cdef void _classify() noexcept:
     for code in range(256):
@@ -58,9 +43,6 @@ cdef void _classify() noexcept:
             if char not in '",;\\':
                 kinds |= PLAIN
         KINDS[code] = kinds
-        DIGIT_VALUES[code] = 255
-    for value in range(64):
-        DIGIT_VALUES[<unsigned char>DIGITS[value]] = value
 
 
 _classify()
@@ -251,138 +233,6 @@ def quote(value):
             out[3] = c"0" + (code & 7)
             out += 4
     return quoted
-
-
-def encode_base64(data):
-    """Write bytes as urlsafe base64 without padding (RFC 4648, 5)."""
-    if type(data) is not bytes:
-        return _cookies_py.encode_base64(data)
-    return _encode_base64(<const unsigned char*>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
-
-
-cdef str _encode_base64(const unsigned char* source, Py_ssize_t size):
-    cdef Py_ssize_t i
-    cdef unsigned int bits
-    cdef const char* digits = DIGITS
-    text = PyUnicode_New(size // 3 * 4 + (size % 3 + 1 if size % 3 else 0), 127)
-    cdef unsigned char* out = PyUnicode_1BYTE_DATA(text)
-    for i in range(0, size - 2, 3):
-        bits = source[i] << 16 | source[i + 1] << 8 | source[i + 2]
-        out[0] = digits[bits >> 18]
-        out[1] = digits[bits >> 12 & 63]
-        out[2] = digits[bits >> 6 & 63]
-        out[3] = digits[bits & 63]
-        out += 4
-    i = size - size % 3
-    if i < size:
-        out[0] = digits[source[i] >> 2]
-        if i + 1 == size:
-            out[1] = digits[(source[i] & 3) << 4]
-        else:
-            out[1] = digits[(source[i] & 3) << 4 | source[i + 1] >> 4]
-            out[2] = digits[(source[i + 1] & 15) << 2]
-    return text
-
-
-def decode_base64(text):
-    """Read urlsafe base64 without padding, only in the one form that `encode_base64` writes.
-
-    :raises ValueError: for any other text.
-    """
-    if type(text) is not str or not PyUnicode_IS_ASCII(text):
-        return _cookies_py.decode_base64(text)
-    cdef const unsigned char* source = PyUnicode_1BYTE_DATA(text)
-    cdef Py_ssize_t size = PyUnicode_GET_LENGTH(text), i
-    cdef unsigned char a, b, c = 0, d, unused, invalid = 0
-    if size == 0 or size % 4 == 1:
-        raise ValueError(NOT_BASE64)
-    data = PyBytes_FromStringAndSize(NULL, size // 4 * 3 + (size % 4 * 3 >> 2))
-    cdef unsigned char* out = <unsigned char*>PyBytes_AS_STRING(data)
-    for i in range(0, size - 3, 4):
-        a, b = DIGIT_VALUES[source[i]], DIGIT_VALUES[source[i + 1]]
-        c, d = DIGIT_VALUES[source[i + 2]], DIGIT_VALUES[source[i + 3]]
-        invalid |= a | b | c | d
-        out[0] = a << 2 | b >> 4
-        out[1] = b << 4 | c >> 2
-        out[2] = c << 6 | d
-        out += 3
-    if size % 4:
-        i = size - size % 4
-        a, b = DIGIT_VALUES[source[i]], DIGIT_VALUES[source[i + 1]]
-        out[0] = a << 2 | b >> 4
-        unused = b & 15
-        if size % 4 == 3:
-            c = DIGIT_VALUES[source[i + 2]]
-            out[1] = b << 4 | c >> 2
-            unused = c & 3
-        invalid |= a | b | c | (unused != 0) << 7
-    if invalid & 128:
-        raise ValueError(NOT_BASE64)
-    return data
-
-
-def seal_siv(
-    encrypt,
-    bytes nonce not None,
-    unsigned long long sealed_at,
-    bytes payload not None,
-    associated,
-):
-    """Make the cookie of a payload.
-
-    :param encrypt: an AES-GCM-SIV cipher's.
-    :param nonce: 12 bytes.
-    :param sealed_at: Unix time in seconds.
-    :param associated: what is authenticated with it.
-    :raises ValueError: for a nonce of another size.
-    """
-    if PyBytes_GET_SIZE(nonce) != NONCE_SIZE:
-        raise ValueError(BAD_NONCE)
-    cdef Py_ssize_t size = PyBytes_GET_SIZE(payload)
-    cdef bytes message = PyBytes_FromStringAndSize(NULL, TIME_SIZE + size)
-    cdef unsigned char* out = <unsigned char*>PyBytes_AS_STRING(message)
-    cdef int i
-    for i in range(TIME_SIZE):
-        out[i] = <unsigned char>(sealed_at >> 8 * (TIME_SIZE - 1 - i))
-    memcpy(out + TIME_SIZE, PyBytes_AS_STRING(payload), size)
-    cdef bytes ciphertext = _as_bytes(encrypt(nonce, message, associated))
-    size = PyBytes_GET_SIZE(ciphertext)
-    cdef bytes sealed = PyBytes_FromStringAndSize(NULL, SIV_BODY + size)
-    out = <unsigned char*>PyBytes_AS_STRING(sealed)
-    out[0] = SIV_VERSION
-    memcpy(out + 1, PyBytes_AS_STRING(nonce), NONCE_SIZE)
-    memcpy(out + SIV_BODY, PyBytes_AS_STRING(ciphertext), size)
-    return _encode_base64(out, SIV_BODY + size)
-
-
-def open_siv(decrypt, cookie, associated):
-    """Return the payload of a cookie that `seal_siv` made, and the Unix time of its sealing.
-
-    :raises ValueError: for a text that is no such cookie; besides what decrypt raises.
-    """
-    cdef bytes sealed = decode_base64(cookie)
-    cdef const unsigned char* text = <const unsigned char*>PyBytes_AS_STRING(sealed)
-    cdef Py_ssize_t size = PyBytes_GET_SIZE(sealed)
-    cdef unsigned long long sealed_at = 0
-    cdef int i
-    if size < SIV_BODY or text[0] != SIV_VERSION:
-        raise ValueError(NOT_SIV)
-    nonce = PyBytes_FromStringAndSize(<const char*>text + 1, NONCE_SIZE)
-    ciphertext = PyBytes_FromStringAndSize(<const char*>text + SIV_BODY, size - SIV_BODY)
-    cdef bytes message = _as_bytes(decrypt(nonce, ciphertext, associated))
-    text, size = <const unsigned char*>PyBytes_AS_STRING(message), PyBytes_GET_SIZE(message)
-    if size < TIME_SIZE:
-        raise ValueError(NOT_SIV)
-    for i in range(TIME_SIZE):
-        sealed_at = sealed_at << 8 | text[i]
-    payload = PyBytes_FromStringAndSize(<const char*>text + TIME_SIZE, size - TIME_SIZE)
-    return payload, sealed_at
-
-
-cdef bytes _as_bytes(value):
-    if type(value) is not bytes:
-        raise TypeError(f"Expected bytes got {type(value)}")
-    return value
 
 
 cdef bint _is_token(const unsigned char* text, Py_ssize_t length) noexcept:

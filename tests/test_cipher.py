@@ -180,6 +180,27 @@ async def test_either_setting_reads_both_and_writes_its_own(
     assert await browser.load() == {"a": 1, "b": 2}
 
 
+def test_the_last_step_of_a_move_refuses_fernet() -> None:
+    fernet, siv = EncryptedCookieStorage(KEY), make()
+    last = make(accept_fernet=False)
+    assert last.open(fernet.seal(b"{}")) is None
+    for storage in (last, siv, fernet):
+        opened = storage.open(last.seal(b"{}"))
+        assert opened is not None
+        assert opened[0] == b"{}"
+
+
+def test_fernet_that_is_assigned_after_the_last_step_is_used_as_it_is() -> None:
+    storage = make(accept_fernet=False)
+    storage._fernet = Fernet(base64.urlsafe_b64encode(KEY))
+    assert storage.open(storage.seal(b"{}")) is not None
+
+
+def test_what_would_read_nothing_that_it_seals_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^accept_fernet=False needs cipher='aes-256-gcm-siv'$"):
+        EncryptedCookieStorage(KEY, accept_fernet=False)
+
+
 @pytest.mark.parametrize("kind", ["Fernet", "MultiFernet"])
 def test_fernet_objects_do_fernet_alone(kind: str) -> None:
     fernet = Fernet(base64.urlsafe_b64encode(KEY))

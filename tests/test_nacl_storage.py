@@ -58,6 +58,17 @@ async def test_a_new_secret_box_on_a_live_storage_logs_everybody_out() -> None:
     assert await browser.load() == {"a": 2}
 
 
+def test_a_cookie_has_one_form() -> None:
+    storage = NaClCookieStorage(KEY)
+    cookie = storage.seal(b"123")
+    assert cookie.endswith("==")
+    assert storage.open(cookie) == (b"123", None)
+    others = [cookie.rstrip("="), cookie + "=", cookie + "\n", " " + cookie, cookie + "AAAA"]
+    others += [cookie[:9] + "." + cookie[9:], cookie.replace("=", "", 1) + "A"]
+    for other in others:
+        assert storage.open(other) is None
+
+
 def test_an_empty_session() -> None:
     session = NaClCookieStorage(KEY, max_age=5).empty_session()
     assert isinstance(session, Session)

@@ -30,6 +30,8 @@ from aiohttp_session import (
     _payload_py,
     _replies_c,
     _replies_py,
+    _sealing_c,
+    _sealing_py,
     _session_c,
     _session_py,
     storage,
@@ -42,6 +44,7 @@ MODULES: list[tuple[Any, Any]] = [
     (_cookies_c, _cookies_py),
     (_payload_c, _payload_py),
     (_replies_c, _replies_py),
+    (_sealing_c, _sealing_py),
     (_session_c, _session_py),
 ]
 CLASSES: tuple[Any, Any] = (_session_c.Session, _session_py.Session)
@@ -225,28 +228,28 @@ def decrypt(nonce: bytes, ciphertext: bytes, associated: bytes) -> bytes:
     st.binary(max_size=3),
 )
 def test_seal_siv(nonce: bytes, sealed_at: int, payload: bytes, associated: bytes) -> None:
-    same(_cookies_c, _cookies_py, "seal_siv", encrypt, nonce, sealed_at, payload, associated)
+    same(_sealing_c, _sealing_py, "seal_siv", encrypt, nonce, sealed_at, payload, associated)
 
 
 @TEXTS
 @given(
-    st.binary(max_size=40).map(lambda rest: _cookies_py.encode_base64(b"\1" + rest))
-    | st.binary(max_size=40).map(_cookies_py.encode_base64)
+    st.binary(max_size=40).map(lambda rest: _sealing_py.encode_base64(b"\1" + rest))
+    | st.binary(max_size=40).map(_sealing_py.encode_base64)
     | st.text(max_size=40),
     st.binary(max_size=12),
 )
 def test_open_siv(cookie: str, associated: bytes) -> None:
-    same(_cookies_c, _cookies_py, "open_siv", decrypt, cookie, associated)
+    same(_sealing_c, _sealing_py, "open_siv", decrypt, cookie, associated)
     # The shortest of messages, and what they lack.
     short = associated[:9]
-    same(_cookies_c, _cookies_py, "open_siv", lambda *_: short, cookie, associated)
+    same(_sealing_c, _sealing_py, "open_siv", lambda *_: short, cookie, associated)
 
 
 @pytest.mark.parametrize("result", [None, "no bytes at all", bytearray(20), 1])
 def test_siv_with_something_that_is_no_cipher(result: Any) -> None:
-    cookie = _cookies_py.encode_base64(b"\1" + bytes(40))
-    for twin in (_cookies_c, _cookies_py):
-        if type(result) is not bytearray or twin is _cookies_c:
+    cookie = _sealing_py.encode_base64(b"\1" + bytes(40))
+    for twin in (_sealing_c, _sealing_py):
+        if type(result) is not bytearray or twin is _sealing_c:
             with pytest.raises(TypeError):
                 twin.seal_siv(lambda *_: result, bytes(12), 1, b"{}", b"")
             with pytest.raises((TypeError, AttributeError)):

@@ -23,7 +23,13 @@ LEAKED: list[object] = []
 
 def cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
     """Return what can be watched: functions, and the arguments that they are called with."""
-    from aiohttp_session import _cookies_c, _payload_c, _replies_c, _session_c
+    from cryptography.hazmat.primitives.ciphers import Cipher
+    from cryptography.hazmat.primitives.ciphers.algorithms import AES
+    from cryptography.hazmat.primitives.ciphers.modes import CBC
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.hmac import HMAC
+
+    from aiohttp_session import _cookies_c, _payload_c, _replies_c, _sealing_c, _session_c
 
     data = {"created": 10**9, "session": {"a": [1, 2.5, {"b": (None, "x" * 50)}], "c": "d"}}
     big = [2**70, float("nan")]
@@ -48,6 +54,13 @@ def cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
             session["b"], session["a"].append(1)
             session._needs_save()
 
+    def fernet_key(secret: bytes = bytes(range(32))) -> _sealing_c.FernetKey:
+        cipher = Cipher(AES(secret[16:]), CBC(bytes(16)))
+        return _sealing_c.FernetKey(HMAC(secret[:16], SHA256()), cipher)
+
+    key = fernet_key()
+    token = _sealing_c.seal_fernet(key, bytes(16), 1, b"{}")
+
     return {
         "find_cookie": (
             _cookies_c.find_cookie,
@@ -59,13 +72,25 @@ def cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
         ),
         "quote": (_cookies_c.quote, [("plain",), ('{"a": 1, "b": ";"}',), ("é",)]),
         "seal_siv": (
-            _cookies_c.seal_siv,
+            _sealing_c.seal_siv,
             [(lambda _, message, __: message, bytes(12), 1, b"{}", b""), (len, b"", 1, b"", b"")],
         ),
         "open_siv": (
-            _cookies_c.open_siv,
+            _sealing_c.open_siv,
             [(lambda _, text, __: text, "AQ" + "A" * 58, b""), (len, "AQ", b""), (len, "é", b"")],
         ),
+        "encode_standard": (_sealing_c.encode_standard, [(b"ab",), ("",)]),
+        "decode_standard": (_sealing_c.decode_standard, [("YWI=",), ("YWJ=",), ("é",)]),
+        "FernetKey": (fernet_key, [()]),
+        "seal_fernet": (
+            _sealing_c.seal_fernet,
+            [(key, bytes(16), 1, b"{}"), (key, b"", 1, b"{}"), (key, bytes(16), 1, "{}")],
+        ),
+        "open_fernet": (
+            _sealing_c.open_fernet,
+            [((fernet_key(bytes(32)), key), token) for token in (token, token[:-4], "\n" + token)],
+        ),
+        "read_fernet": (_sealing_c.read_fernet, [(token,), ("gAAA",), ("AAAA",), ("é",)]),
         "encode": (_payload_c.encode, [(data,), ([1, (2,)],), (big,), ({1: object()},)]),
         "dumps": (_payload_c.dumps, [(data,), (["é"],), ({"a": {1}},)]),
         "decode": (_payload_c.decode, [(b'{"a":[1,2.5]}',), ('["x"]',), ("9" * 30,), (b"\xff",)]),
