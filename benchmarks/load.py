@@ -24,17 +24,19 @@ class Load:
     """What was measured of one handler: the median of all rounds, each."""
 
     contender: str
-    storage: str  # or "bare"
+    storage: str  # or one of WITHOUT
     operation: str
     per_second: float
     cpu: float  # microseconds of the server process per request
     busy: float  # the part of the time that the server process had the processor
     p50: float  # milliseconds
     p99: float
-    share: float  # of the throughput that the bare handler had a moment before
+    share: float = 1.0  # of the throughput that the bare handler had a moment before
+    share_of_hooks: float = 1.0  # and of that with hooks, which a package like this can't exceed
 
 
 OPERATIONS = ("read", "write")
+WITHOUT = ("bare", "hooks")  # the bare handler; and with a middleware and a signal, both idle
 SLICE = 1.0 if wrk.program() else 0.1  # seconds
 _WARM_UP = 0.2  # seconds
 
@@ -64,30 +66,34 @@ class Loader:
         stores: Stores,
         step: Callable[[str], None],
     ) -> list[Load]:
-        """Measure bare, read and write for each.
+        """Measure each storage, and what aiohttp does without.
 
-        A shared machine has fast and slow moments, so bare and session take turns, in short slices.
+        A shared machine has fast and slow moments, so all take turns, in short slices.
 
         :param step: called with a description before each of `count_steps` steps.
         :raises ContenderError: if a contender fails, or a request does.
         """
         measured: dict[tuple[str, str, str], list[Load]] = {}
         for name in contenders:
-            with self._server(name, "bare", stores) as bare_server:
+            with (
+                self._server(name, "bare", stores) as bare_server,
+                self._server(name, "hooks", stores) as hooks_server,
+            ):
                 for storage in storages:
                     if name == "reference" and storage in ONLY_HERE:
                         continue
                     with self._server(name, storage, stores) as server:
                         for number in range(rounds(self._seconds)):
                             step(f"{name}: {storage}, round {number + 1}")
-                            bare = bare_server.measure("bare")
-                            loads = [bare, *(server.measure(operation) for operation in OPERATIONS)]
-                            for load in loads:
-                                share = load.per_second / bare.per_second
-                                measured.setdefault(
-                                    (load.storage, name, load.operation), []
-                                ).append(dataclasses.replace(load, share=share))
-        order = ["bare", *storages]
+                            bare, hooks = bare_server.measure("bare"), hooks_server.measure("bare")
+                            for load in (
+                                bare,
+                                hooks,
+                                *(server.measure(operation) for operation in OPERATIONS),
+                            ):
+                                key = (load.storage, name, load.operation)
+                                measured.setdefault(key, []).append(_shared(load, bare, hooks))
+        order = [*WITHOUT, *storages]
         return sorted(map(_median, measured.values()), key=lambda load: order.index(load.storage))
 
     @contextlib.contextmanager
@@ -118,7 +124,7 @@ class _Server:
 
     def warm_up(self) -> None:
         """Have users log in, and the first requests answered."""
-        if self._storage == "bare":
+        if self._storage in WITHOUT:
             self._load("bare", _WARM_UP)
             return
         self._cookies = self._loop.run_until_complete(log_in(*self._address))
@@ -138,7 +144,6 @@ class _Server:
             busy=cpu / seen["seconds"],
             p50=seen["p50"] * 1e3,
             p99=seen["p99"] * 1e3,
-            share=1.0,
         )
 
     def close(self) -> None:
@@ -179,6 +184,14 @@ def rounds(seconds: float) -> int:
 def count_steps(contenders: list[str], storages: list[str], seconds: float) -> int:
     """Return how often `Loader.measure` calls its `step`, at the most."""
     return rounds(seconds) * len(contenders) * len(storages)
+
+
+def _shared(load: Load, bare: Load, hooks: Load) -> Load:
+    """Give a measurement its shares of those made beside it."""
+    rate = load.per_second
+    return dataclasses.replace(
+        load, share=rate / bare.per_second, share_of_hooks=rate / hooks.per_second
+    )
 
 
 def _median(loads: list[Load]) -> Load:

@@ -14,6 +14,7 @@ import warnings
 from typing import Any
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 import aiohttp_session
 
@@ -42,7 +43,10 @@ def main() -> None:
 async def _serve(setting: dict[str, Any]) -> None:
     app = web.Application()
     app.router.add_get("/bare", bare)
-    if setting["storage"] != "bare":
+    if setting["storage"] == "hooks":
+        app.middlewares.append(_pass_on)
+        app.on_response_prepare.append(_do_nothing)
+    elif setting["storage"] != "bare":
         storage = STORAGES[setting["storage"]](Stores(*setting["stores"]))
         aiohttp_session.setup(app, storage)
         for operation in ("read", "write"):
@@ -71,6 +75,15 @@ async def _serve(setting: dict[str, Any]) -> None:
     await done.wait()
     with contextlib.suppress(asyncio.TimeoutError):
         await asyncio.wait_for(runner.cleanup(), 2)
+
+
+@web.middleware
+async def _pass_on(request: web.Request, handler: Handler) -> web.StreamResponse:
+    return await handler(request)
+
+
+async def _do_nothing(request: web.Request, response: web.StreamResponse) -> None:
+    pass
 
 
 async def _log_in(request: web.Request) -> web.Response:

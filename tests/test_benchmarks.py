@@ -17,7 +17,7 @@ from aiohttp_session.memory_storage import MemoryStorage
 from aiohttp_session.server_storage import ServerStorage
 from aiohttp_session.storage import AbstractStorage
 from aiohttp_session.stores.memory import MemoryStore
-from benchmarks import cases, contenders, load_client, outage, plot, results, table, wrk
+from benchmarks import cases, contenders, load, load_client, outage, plot, results, table, wrk
 from benchmarks.cases import CASES, Case, Stores
 from benchmarks.contenders import Contender, ContenderError
 from benchmarks.measuring import Timing, catch_up, measure
@@ -256,6 +256,17 @@ def test_plot_is_the_same_for_the_same_results(tmp_path: Path) -> None:
     plot.save(_run(10.0), tmp_path / "a.svg")
     plot.save(_run(10.0), tmp_path / "b.svg")
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+def test_load_is_compared_with_what_aiohttp_does_without() -> None:
+    def seen(storage: str, per_second: float) -> load.Load:
+        return load.Load("pure", storage, "read", per_second, 50.0, 0.9, 1.0, 2.0)
+
+    bare, hooks, simple = seen("bare", 1000.0), seen("hooks", 800.0), seen("simple", 600.0)
+    rows = table.load_rows([load._shared(each, bare, hooks) for each in (bare, hooks, simple)])
+    assert rows.headings[4:6] == ["of bare", "of hooks"]
+    shares = [row[4:6] for group in rows.groups for row in group]
+    assert shares == [["100%", "125%"], ["80%", "100%"], ["60%", "75%"]]
 
 
 async def _fail(request: web.Request) -> web.Response:
