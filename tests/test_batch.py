@@ -340,10 +340,10 @@ async def test_a_worker_that_swallows_cancellations_is_cancelled_again(cancellat
 async def test_waiters_fail_in_time_though_no_worker_ever_ends() -> None:
     store = Stubborn(10**9)
     batch = Batch(store.run, timeout=0.02, max_workers=1)
-    results = await asyncio.gather(batch.submit(1), batch.submit(2), return_exceptions=True)
-    late = batch.submit(3)
-    results += await asyncio.gather(late, return_exceptions=True)
-    assert [type(result) for result in results] == [TimeoutError] * 3
+    for operations in ([1, 2], [3]):
+        futures = [batch.submit(operation) for operation in operations]
+        results = await asyncio.gather(*futures, return_exceptions=True)
+        assert {type(result) for result in results} == {TimeoutError}
     store.cancellations = 0
     await batch.finish()
 

@@ -78,8 +78,12 @@ def has_successor(client: Any) -> bool:
 
 
 def tell(way: str, reason: str) -> None:
-    """Log, once, in which way operations are done, if it isn't the fastest one."""
-    text = f"Redis is asked {way}: {reason}"
+    """Log in which way operations are done, if it isn't the fastest one."""
+    log_once(f"Redis is asked {way}: {reason}")
+
+
+def log_once(text: str) -> None:
+    """Log what every store and every event loop would have to say."""
     if text not in told:
         told.add(text)
         log.info("%s", text)
@@ -178,18 +182,24 @@ async def give_back(connections: Pool | Node, connection: Any, *, is_clean: bool
         return
     # In a task of its own, since it must not be cut short, nor hold up others for ever.
     task = asyncio.ensure_future(_discard(connections, connection))
-    await asyncio.wait({task}, timeout=_CLOSING)
+    _, hanging = await asyncio.wait({task}, timeout=_CLOSING)
+    for task in hanging:
+        task.cancel()
 
 
 async def _discard(connections: Pool | Node, connection: Any) -> None:
     writer = getattr(connection, "_writer", None)
-    if writer is not None:
+    with contextlib.suppress(Exception):
+        writer.transport.abort()  # type: ignore[union-attr] # what it holds must not be sent
+    try:
+        try:
+            await connection.disconnect(nowait=True)
+        except Exception:  # noqa: BLE001 - it may not have that option
+            with contextlib.suppress(Exception):
+                await connection.disconnect()
+    finally:
         with contextlib.suppress(Exception):
-            writer.transport.abort()
-    with contextlib.suppress(Exception):
-        await connection.disconnect(nowait=True)
-    with contextlib.suppress(Exception):
-        await connections.release(connection)
+            await connections.release(connection)
 
 
 def _is_of_library(function: Any) -> bool:

@@ -124,10 +124,14 @@ class PipelinedConnection:
         self.leave()
         await asyncio.wait({self._task})
 
-    async def abort(self) -> None:
-        """Give the connection back now, whatever is under way."""
-        self.is_closing = True
+    def give_up(self) -> None:
+        """End now, whatever is under way."""
+        self.leave()
         self._task.cancel()
+
+    async def abort(self) -> None:
+        """End now, whatever is under way, and give the connection back."""
+        self.give_up()
         await asyncio.wait({self._task})
 
     def _send(self) -> None:
@@ -246,8 +250,7 @@ class PipelinedConnection:
             self._watch_in(self._interval)
             return
         if waiting > self._owner.stall:
-            self.leave()
-            self._task.cancel()
+            self.give_up()
             return
         is_idle = not self._pending and now - self._used > self._interval
         if is_idle or waiting > self._interval or now - self._opened > _MAX_AGE:

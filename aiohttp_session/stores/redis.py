@@ -6,10 +6,8 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Any
 
-from aiohttp_session.log import log
-
 from . import Store, UnsettledError
-from ._redis_client import is_client, swap_by_transaction, why_not_plain
+from ._redis_client import is_client, log_once, swap_by_transaction, why_not_plain
 from ._redis_cluster import Cluster
 from ._redis_pipeline import READ, WRITE, Operation
 from ._redis_resp import pack
@@ -137,7 +135,7 @@ class RedisStore(Store):
                 if not _is_refused(error) or why_not_plain(self._client) is not None:
                     raise
                 self._scripts = False
-                log.info(
+                log_once(
                     "Redis refuses EVAL: a record is compared and replaced by a transaction "
                     "(WATCH, MULTI), which takes three round trips"
                 )
