@@ -22,7 +22,7 @@ test: .venv/has-test servers
 test-pure: .venv/has-test servers
 	AIOHTTP_SESSION_NO_EXTENSIONS=1 $(BIN)/python -m pytest $(ARGS)
 
-# What a browser makes of the cookies. It leaves connections behind that asyncio warns of.
+# The example shop in a browser, and what that makes of cookies. It leaves connections behind that asyncio warns of.
 test-browser: .venv/has-test
 	@which chromium chromedriver >/dev/null || .ci/apt-install chromium chromium-driver
 	$(BIN)/python -m pytest tests/browser -o "python_files=check_*.py" \
