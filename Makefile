@@ -30,7 +30,7 @@ test: .venv/has-test servers  ## the tests, over both implementations
 test-pure: .venv/has-test servers  ## the tests, without extensions
 	AIOHTTP_SESSION_NO_EXTENSIONS=1 $(BIN)/python -m pytest $(ARGS)
 
-# What a browser makes of the cookies. It leaves connections behind that asyncio warns of.
+# The example shop in a browser, and what that makes of cookies. Its connections make asyncio warn.
 test-browser: .venv/has-test  ## the tests in Chromium
 	@which chromium chromedriver >/dev/null || .ci/apt-install chromium chromium-driver
 	$(BIN)/python -m pytest tests/browser -o "python_files=check_*.py" \

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import base64
 import secrets
+import time
 from collections.abc import Awaitable, Callable
 from html import escape
 from typing import Any, NamedTuple
@@ -28,6 +29,8 @@ from aiohttp_session import (
 MAX_AGE = 7 * 24 * 60 * 60  # seconds
 MAX_OF_ONE = 99
 NAME_LENGTH = 40
+AGENT_LENGTH = 200
+STORAGE: web.AppKey[Any] = web.AppKey("storage")
 
 
 class Product(NamedTuple):
@@ -58,6 +61,7 @@ async def show(request: web.Request) -> web.Response:
         *(f'<p class="flash">{escape(text)}</p>' for text in session.pop("flash", [])),
         _products(token),
         _cart(session, token),
+        await _devices(request.app[STORAGE], session, token),
         f"<footer>Visits in this session: <b>{session['visits']}</b></footer>",
     ]
     return web.Response(text=_page("".join(parts)), content_type="text/html")
@@ -74,6 +78,10 @@ async def log_in(request: web.Request) -> web.Response:
         getattr(session, "regenerate_id", lambda: None)()
         session["csrf"] = secrets.token_urlsafe()
         session["user"] = name
+        if _lists_devices(request.app[STORAGE]):
+            session.owner = name
+            agent = request.headers.get("User-Agent", "")[:AGENT_LENGTH]
+            session["device"] = {"id": secrets.token_hex(8), "agent": agent}
         _flash(session, f"Welcome, {name}!")
     else:
         _flash(session, "Please tell us your name.")
@@ -105,6 +113,38 @@ async def change_cart(request: web.Request) -> web.Response:
     # Only the reference package needs to be told of a change inside a value.
     session.changed()
     raise web.HTTPSeeOther("/")
+
+
+@routes.post("/devices/end")
+async def log_out_device(request: web.Request) -> web.Response:
+    """End another session of the customer's, by the handle in the form."""
+    session, storage = await get_session(request), request.app[STORAGE]
+    if not _has_devices(storage, session):
+        raise web.HTTPNotFound
+    handle = str((await request.post()).get("handle", ""))
+    ended = await storage.end_session(session.owner, handle)
+    _flash(session, "That device is logged out." if ended else "That device was logged out before.")
+    raise web.HTTPSeeOther("/")
+
+
+@routes.post("/devices/end-others")
+async def log_out_others(request: web.Request) -> web.Response:
+    """End all sessions of the customer's but this one."""
+    session, storage = await get_session(request), request.app[STORAGE]
+    if not _has_devices(storage, session):
+        raise web.HTTPNotFound
+    ended = await storage.end_sessions(session.owner, keep=session)
+    _flash(session, f"Devices that were logged out: {ended}.")
+    raise web.HTTPSeeOther("/")
+
+
+def _lists_devices(storage: Any) -> bool:
+    """Tell whether a storage can list sessions: neither a cookie nor the reference package can."""
+    return hasattr(storage, "sessions_of")
+
+
+def _has_devices(storage: Any, session: Session) -> bool:
+    return _lists_devices(storage) and session.owner is not None
 
 
 @web.middleware
@@ -180,6 +220,29 @@ def _cart(session: Session, token: str) -> str:
     )
 
 
+async def _devices(storage: Any, session: Session, token: str) -> str:
+    if not _has_devices(storage, session):
+        return ""
+    sessions = await storage.sessions_of(session.owner)
+    rows = (
+        f"<tr><td>{escape(info.data['device']['agent']) or 'An unknown browser'}"
+        f"<td>since {time.strftime('%Y-%m-%d %H:%M', time.gmtime(info.created))} UTC"
+        f"<td>{_end_device(info, session, token)}"
+        for info in sessions
+    )
+    everywhere = ""
+    if len(sessions) > 1:
+        everywhere = _form("/devices/end-others", token, "<button>Log out all others</button>")
+    return f"<h2>Your devices</h2><table class=devices>{''.join(rows)}</table>{everywhere}"
+
+
+def _end_device(info: Any, session: Session, token: str) -> str:
+    if info.data["device"]["id"] == session["device"]["id"]:
+        return "this device"
+    handle = f'<input type="hidden" name="handle" value="{escape(info.handle)}">'
+    return _form("/devices/end", token, f"{handle}<button class=quiet>Log out</button>")
+
+
 def _form(action: str, token: str, body: str) -> str:
     return (
         f'<form method="post" action="{action}">'
@@ -212,28 +275,34 @@ max-width:11rem}
 table{width:100%;border-collapse:collapse;margin-top:.5rem}
 td{padding:.45rem .3rem;border-bottom:1px solid #e4e0d4}td:nth-child(n+2){text-align:right}
 .total td{font-weight:600;border-bottom:0}
+table~h2{margin-top:2rem}.devices{margin-bottom:.8rem;overflow-wrap:anywhere}
 footer{margin-top:2rem;color:#5d6a63;font-size:.9rem}
 """
 
 
-def make_app(where: str, key: str) -> web.Application:
+def make_app(where: str, key: str, *, secure: bool = False) -> web.Application:
     """Make the shop, with its sessions in a storage as named on the command line.
 
     :param key: 32 bytes in urlsafe base64, for the encrypted cookies.
+    :param secure: the shop is served over HTTPS.
     :raises ValueError: for a storage that it doesn't know.
     """
     app = web.Application()
-    setup(app, make_storage(app, where, key))
+    app[STORAGE] = make_storage(app, where, key, secure=secure)
+    setup(app, app[STORAGE])
     app.middlewares.append(check_forms)
     app.on_response_prepare.append(_set_headers)
     app.add_routes(routes)
     return app
 
 
-def make_storage(app: web.Application, where: str, key: str) -> AbstractStorage:
+def make_storage(
+    app: web.Application, where: str, key: str, *, secure: bool = False
+) -> AbstractStorage:
     """Make a storage, and have the application close its client in the end."""
-    # Where the shop is served over HTTPS, add secure=True and cookie_name="__Host-shop".
     options: Any = {"cookie_name": "SHOP", "max_age": MAX_AGE, "samesite": "Lax"}
+    if secure:
+        options |= {"cookie_name": "__Host-SHOP", "secure": True}
     url = URL(where)
     if where == "cookie":
         from aiohttp_session.cookie_storage import EncryptedCookieStorage
@@ -284,12 +353,13 @@ def main() -> None:
         help="cookie (default), simple, nacl, memory, redis://HOST:PORT or memcached://HOST:PORT",
     )
     parser.add_argument("--key", help="32 bytes in urlsafe base64; by default a new one, each time")
+    parser.add_argument("--secure", action="store_true", help="it is served over HTTPS, by a proxy")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8080)
     options = parser.parse_args()
     key = options.key or base64.urlsafe_b64encode(secrets.token_bytes(32)).decode("ascii")
     try:
-        app = make_app(options.storage, key)
+        app = make_app(options.storage, key, secure=options.secure)
     except ValueError as error:
         parser.error(str(error))
     web.run_app(

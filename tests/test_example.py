@@ -8,6 +8,7 @@ import subprocess
 import sys
 import urllib.request
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from aiohttp import CookieJar
@@ -82,7 +83,7 @@ async def test_cart(client: TestClient[Any, Any]) -> None:
 
 
 @pytest.mark.parametrize("token", ["", "forged", "é"])
-@pytest.mark.parametrize("path", ["/login", "/logout", "/cart/add/tea"])
+@pytest.mark.parametrize("path", ["/login", "/logout", "/cart/add/tea", "/devices/end-others"])
 async def test_forged_forms_are_refused(
     aiohttp_client: AiohttpClient, path: str, token: str
 ) -> None:
@@ -100,6 +101,93 @@ async def test_unknown_products_are_not_sold(aiohttp_client: AiohttpClient) -> N
     assert token is not None
     async with client.post("/cart/add/gold", data={"csrf": token[1]}) as response:
         assert response.status == 404
+
+
+LISTS = ("memory", "redis", "memcached")
+
+
+@pytest.fixture
+def name() -> str:
+    """Name a customer whom no other test knows: they share the servers."""
+    return f"Zoë {uuid4().hex[:8]}"
+
+
+@pytest.mark.parametrize("client", LISTS, indirect=True)
+async def test_your_devices(client: TestClient[Any, Any], name: str) -> None:
+    assert "Your devices" not in await read(client)
+    client.session.headers["User-Agent"] = "<b>Phone</b>"
+    page = await send(client, "/login", name=name)
+    assert "<h2>Your devices</h2>" in page
+    assert page.count("this device") == 1
+    assert "&lt;b&gt;Phone&lt;/b&gt;" in page
+    assert "/devices/end" not in page  # there is no other
+
+
+@pytest.fixture
+async def devices(
+    client: TestClient[Any, Any], name: str, aiohttp_client: AiohttpClient
+) -> list[TestClient[Any, Any]]:
+    """Three browsers of a customer's."""
+    browsers = [client, *[await aiohttp_client(client.server) for _ in range(2)]]
+    for number, browser in enumerate(browsers):
+        browser.session.headers["User-Agent"] = f"Browser {number}"
+        await send(browser, "/login", name=name)
+    return browsers
+
+
+@pytest.mark.parametrize("client", LISTS, indirect=True)
+async def test_a_device_is_logged_out(devices: list[TestClient[Any, Any]], name: str) -> None:
+    first, second, third = devices
+    page = await read(first)
+    assert page.count("this device") == 1
+    row = re.search(r'<td>Browser 1<td>.*?name="handle" value="([^"]+)"', page)
+    assert row is not None
+    assert "logged out." in await send(first, "/devices/end", handle=row[1])
+    assert name not in await read(second)
+    assert name in await read(third)
+    assert "logged out before." in await send(first, "/devices/end", handle=row[1])
+
+
+@pytest.mark.parametrize("client", LISTS, indirect=True)
+async def test_all_other_devices_are_logged_out(
+    devices: list[TestClient[Any, Any]], name: str
+) -> None:
+    page = await send(devices[1], "/devices/end-others")
+    assert "Devices that were logged out: 2." in page
+    assert "/devices/end" not in page
+    assert [name in await read(device) for device in devices] == [False, True, False]
+
+
+@pytest.mark.parametrize("client", LISTS, indirect=True)
+async def test_no_device_of_somebody_else_is_logged_out(
+    devices: list[TestClient[Any, Any]], name: str, aiohttp_client: AiohttpClient
+) -> None:
+    row = re.search(r'name="handle" value="([^"]+)"', await read(devices[0]))
+    assert row is not None
+    eves: list[TestClient[Any, Any]] = []
+    for _ in range(2):
+        eves.append(await aiohttp_client(devices[0].server))
+        await send(eves[-1], "/login", name=f"Eve of {name}")
+    assert "before." in await send(eves[0], "/devices/end", handle=row[1])
+    assert [name in await read(device) for device in devices] == [True] * 3
+
+
+@pytest.mark.parametrize("client", ["cookie", "simple", "nacl", "memory"], indirect=True)
+@pytest.mark.parametrize("path", ["/devices/end", "/devices/end-others"])
+async def test_nobody_ends_devices_that_are_not_listed(
+    client: TestClient[Any, Any], path: str
+) -> None:
+    page = await read(client)
+    assert "Your devices" not in page
+    token = re.search(r'name="csrf" value="([^"]+)"', page)
+    assert token is not None
+    async with client.post(path, data={"csrf": token[1], "handle": "x"}) as response:
+        assert response.status == 404
+
+
+@pytest.mark.parametrize("client", ["cookie", "simple", "nacl"], indirect=True)
+async def test_a_cookie_lists_no_devices(client: TestClient[Any, Any], name: str) -> None:
+    assert "Your devices" not in await send(client, "/login", name=name)
 
 
 async def test_a_planted_id_is_worth_nothing_after_the_log_in(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 import aiohttp
+
+from tests.waiting import PATIENCE
 
 OPTIONS = [
     "--headless=new",
@@ -51,6 +54,24 @@ class Browser:
     async def run(self, script: str, *arguments: Any) -> Any:
         """Run JavaScript in the page, and return what it returns."""
         return await self.call("POST", "/execute/sync", script=script, args=arguments)
+
+    async def submit(self, form: str, fields: Mapping[str, str]) -> None:
+        """Fill in the first form that a CSS selector finds, send it, and wait for what follows."""
+        for name, text in fields.items():
+            field = await self._find(f'{form} [name="{name}"]')
+            await self.call("POST", f"{field}/value", text=text)
+        await self.run("window.isLeft = false")
+        await self.run("document.querySelector(arguments[0]).requestSubmit()", form)
+        await asyncio.wait_for(self._leave(), PATIENCE)
+
+    async def _leave(self) -> None:
+        """Wait for another page than the one that was marked."""
+        while await self.run("return window.isLeft === false || document.readyState != 'complete'"):
+            pass
+
+    async def _find(self, selector: str) -> str:
+        found = await self.call("POST", "/element", using="css selector", value=selector)
+        return f"/element/{next(iter(found.values()))}"
 
     async def cookies(self) -> dict[str, dict[str, Any]]:
         """Return what the browser keeps, by name, as the DevTools protocol has it."""
