@@ -14,7 +14,19 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import contenders, load, machine, measuring, outage, plot, results, scale, servers, table
+from . import (
+    contenders,
+    load,
+    machine,
+    measuring,
+    outage,
+    owners,
+    plot,
+    results,
+    scale,
+    servers,
+    table,
+)
 from .cases import CASES, SERVERS, STORAGES, Case, Stores
 from .contenders import Contender, ContenderError
 
@@ -97,10 +109,25 @@ def _run_outage(options: argparse.Namespace) -> int:
     return 0
 
 
+def _run_owners(options: argparse.Namespace) -> int:
+    storages = list(dict.fromkeys(case.storage for case in _selected(options, CASES)))
+    storages = [name for name in storages if name in {"memory", *SERVERS}]
+    rounds = 1 if options.quick else min(options.rounds, 5)
+    with _stores(options, storages) as (stores, missing), _progress(len(storages)) as step:
+        found = [
+            owners.measure(name, stores, rounds, step) for name in storages if name not in missing
+        ]
+    title = "Milliseconds of CPU time: the least of all rounds"
+    _OUT.print(table.for_terminal(table.owner_rows(found), title))
+    _print_facts({**missing, **machine.describe()})
+    return 0
+
+
 _MODES = {
     "cases": _run_cases,
     "load": _run_load,
     "outage": _run_outage,
+    "owners": _run_owners,
     "scale": _run_scale,
 }
 

@@ -11,6 +11,7 @@ from .cases import Case
 from .load import Load
 from .measuring import Timing
 from .outage import Outage
+from .owners import ENDED, Owned
 from .results import Run, ratio
 from .scale import Stored
 
@@ -101,6 +102,17 @@ def load_rows(loads: list[Load]) -> Rows:
         row += [f"{load.p50:.1f}", f"{load.p99:.1f}"]
         groups.setdefault((load.storage, load.operation), []).append(row)
     return Rows(headings, list(groups.values()))
+
+
+def owner_rows(found: list[Owned]) -> Rows:
+    """Make a row for each storage: what log-ins cost, and the end of a user's sessions."""
+    headings = ["storage", "log-in", "with an owner", *(f"end of {count}" for count in ENDED)]
+    costs = [[owned.log_in, owned.owned_log_in, *owned.ends] for owned in found]
+    rows = [
+        [owned.storage, *(f"{cost:.3f}" for cost in row)]
+        for owned, row in zip(found, costs, strict=True)
+    ]
+    return Rows(headings, [rows])
 
 
 def outage_rows(outages: list[Outage]) -> Rows:

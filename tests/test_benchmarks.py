@@ -17,7 +17,18 @@ from aiohttp_session.memory_storage import MemoryStorage
 from aiohttp_session.server_storage import ServerStorage
 from aiohttp_session.storage import AbstractStorage
 from aiohttp_session.stores.memory import MemoryStore
-from benchmarks import cases, contenders, load, load_client, outage, plot, results, table, wrk
+from benchmarks import (
+    cases,
+    contenders,
+    load,
+    load_client,
+    outage,
+    owners,
+    plot,
+    results,
+    table,
+    wrk,
+)
 from benchmarks.cases import CASES, Case, Stores
 from benchmarks.contenders import Contender, ContenderError
 from benchmarks.measuring import Timing, catch_up, measure
@@ -361,3 +372,13 @@ def test_an_outage_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen.unanswered == seen.not_sent == seen.recovery == 0
     (group,) = table.outage_rows([seen]).groups
     assert group[0][:2] == ["memcached", "compiled"]
+
+
+def test_a_user_s_sessions_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owners, "LOG_INS", 2)
+    monkeypatch.setattr(owners, "ENDED", (2, 3))
+    found = owners.measure("memory", Stores(), 2)
+    assert 0 < found.log_in < found.owned_log_in
+    assert len(found.ends) == 2
+    (group,) = table.owner_rows([found]).groups
+    assert [row[0] for row in group] == ["memory"]
