@@ -59,6 +59,8 @@ lint: .venv/has-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pyright --pythonpath $(BIN)/python --verifytypes aiohttp_session --ignoreexternal
 	$(BIN)/python -m mypy.stubtest $(patsubst aiohttp_session/%.pyi,aiohttp_session.%,$(wildcard aiohttp_session/*.pyi))
 
 bench: .venv/has-bench servers
