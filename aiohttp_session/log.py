@@ -6,7 +6,7 @@ import logging
 import math
 import time
 
-log = logging.getLogger("aiohttp_session")
+log: logging.Logger = logging.getLogger("aiohttp_session")
 
 
 class RateLimited:

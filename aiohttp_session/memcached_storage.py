@@ -11,8 +11,10 @@ try:
     import aiomcache
 
     from .stores.memcached import MemcachedStore
-except ImportError as error:
-    raise ImportError("Please install aiomcache: pip install aiohttp-session[aiomcache]") from error
+except ImportError as _missing:
+    raise ImportError(
+        "Please install aiomcache: pip install aiohttp-session[aiomcache]"
+    ) from _missing
 
 
 @show_options

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ._options import Unpack, show_options
 from .server_storage import ServerOptions, ServerStorage
 from .stores._redis_client import library
@@ -14,7 +16,8 @@ try:
 
     REDIS_VERSION: tuple[int, ...] | None = redis.VERSION
 except ImportError:  # pragma: no cover - an optional dependency
-    aioredis = None  # type: ignore[assignment]
+    if not TYPE_CHECKING:
+        aioredis = None
     REDIS_VERSION = None
 
 

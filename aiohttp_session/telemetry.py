@@ -29,10 +29,10 @@ try:
         get_tracer,
         set_span_in_context,
     )
-except ImportError as error:
+except ImportError as _missing:
     raise ImportError(
         "Please install opentelemetry-api: pip install aiohttp-session[otel]"
-    ) from error
+    ) from _missing
 
 from ._core import Session
 from .server_storage import ServerStorage

@@ -44,8 +44,8 @@ class CircuitBreaker(Store):
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.timeout = store.timeout
-        self.server_of = store.server_of
+        self.timeout: float | None = store.timeout
+        self.server_of: Callable[[str], Hashable] | None = store.server_of
         self._all: WeakSet[_Circuit] = WeakSet()
         self._here = _Here(self._all)
 

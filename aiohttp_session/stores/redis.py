@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Any
 
 from . import Store, UnsettledError
@@ -37,6 +37,7 @@ class RedisStore(Store):
     """
 
     timeout: float
+    server_of: Callable[[str], Hashable] | None
 
     def __init__(self, client: Any, *, timeout: float = 5) -> None:
         if not is_client(client):
