@@ -43,8 +43,8 @@ if sys.implementation.name == "cpython" and not os.environ.get("AIOHTTP_SESSION_
         for _name in _names:
             importlib.import_module(_name)
     except ImportError as error:
-        _is_missed = True
-        if any(map(importlib.util.find_spec, _names)):
+        _is_missed = not any(map(importlib.util.find_spec, _names))
+        if not _is_missed:
             warnings.warn(
                 f"aiohttp-session runs in pure Python, since its extensions can't be used: {error}",
                 RuntimeWarning,
