@@ -25,8 +25,8 @@ except ImportError:  # pragma: no cover - an optional dependency
 class RedisStorage(ServerStorage):
     """Keep sessions in Redis, under ``cookie_name + "_" + id``.
 
-    :param redis_pool: a client that speaks redis-py's asyncio interface: ``redis.asyncio.Redis``,
-        also of a Sentinel, ``redis.asyncio.RedisCluster``, or one of valkey's.
+    :param redis_pool: one of redis-py's asyncio clients: ``redis.asyncio.Redis``, also of a
+        Sentinel, ``redis.asyncio.RedisCluster``, a subclass of these, or one of valkey's.
     :param timeout: seconds after which a load or save fails with TimeoutError.
     :param circuit_breaker: while the store is down, let operations fail at once with
         `StoreUnavailableError`; see `CircuitBreaker`.

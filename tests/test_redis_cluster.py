@@ -25,6 +25,8 @@ from redis.backoff import ConstantBackoff, NoBackoff
 from valkey.asyncio import ValkeyCluster
 
 from aiohttp_session.redis_storage import RedisStorage
+from aiohttp_session.stores._redis_pipeline import READ
+from aiohttp_session.stores._redis_resp import pack
 from benchmarks import servers
 from benchmarks.servers import HOST, Server
 from tests.waiting import PATIENCE, running, until
@@ -312,3 +314,71 @@ async def test_a_unix_socket(tmp_path: Path, cleanup: AsyncExitStack) -> None:
         client: Any = Redis(unix_socket_path=str(path))
         cleanup.push_async_callback(client.aclose)
         await check_verbs(RedisStorage(client))
+
+
+async def test_a_slot_on_its_way_to_another_node_is_written_there(cluster: list[Server]) -> None:
+    client: Any = RedisCluster(host=HOST, port=cluster[0].port)
+    storage = RedisStorage(client, circuit_breaker=False)
+    store = storage.store
+    await client.initialize()
+    slot = client.keyslot("{moving}")
+    source = client.get_node_from_key("{moving}")
+    target = next(node for node in client.get_primaries() if node.name != source.name)
+    by_port = {server.port: server for server in cluster}
+    ids = {
+        name: servers.ask(by_port[node.port], "CLUSTER MYID").decode().strip()
+        for name, node in {"source": source, "target": target}.items()
+    }
+    servers.ask(by_port[target.port], "CLUSTER SETSLOT", slot, "IMPORTING", ids["source"])
+    servers.ask(by_port[source.port], "CLUSTER SETSLOT", slot, "MIGRATING", ids["target"])
+    try:
+        for _ in range(2):  # by a batch, and by the pipelined connection
+            await store.create("{moving}k", b"1", 60)
+            assert await store.update("{moving}k", b"2", 60)
+            assert await store.swap("{moving}k", b"2", b"3", 60)
+            assert await store.read("{moving}k") == b"3"
+            await store.delete("{moving}k")
+    finally:
+        for node in (source, target):
+            servers.ask(by_port[node.port], "CLUSTER SETSLOT", slot, "STABLE")
+    await storage.finish()
+    await client.aclose()
+
+
+@pytest.mark.parametrize("failures", [1, 2, 3])
+async def test_a_slot_that_has_no_node_is_looked_up(
+    cluster: list[Server], monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    client: Any = RedisCluster(host=HOST, port=cluster[0].port)
+    storage = RedisStorage(client, circuit_breaker=False)
+    await client.initialize()
+    find = client.get_node_from_key
+    failed = 0
+
+    def fail(key: str) -> Any:
+        nonlocal failed
+        failed += 1
+        if failed <= failures:
+            raise KeyError(key)
+        return find(key)
+
+    monkeypatch.setattr(client, "get_node_from_key", fail)
+    await storage.store.create("k", b"1", 60)
+    failed = 0
+    assert await storage.store.read("k") == b"1"
+    routes: Any = storage.store._servers.get()  # type: ignore[attr-defined]
+    for failed in (0, failures):
+        since = asyncio.get_running_loop().time()
+        again = ("k", pack(b"GET", b"k"), lambda client, key: client.get(key), READ)
+        assert await routes.resubmit(again, since) == b"1"
+    await storage.finish()
+    await client.aclose()
+
+
+async def test_a_swap_on_a_cluster_without_scripting(cluster: list[Server]) -> None:
+    for server in cluster:
+        servers.ask(server, "ACL SETUSER web on >x ~* +@all -@scripting")
+    client: Any = RedisCluster(host=HOST, port=cluster[0].port, username="web", password="x")
+    storage = RedisStorage(client, circuit_breaker=False)
+    await check_verbs(storage)
+    await client.aclose()

@@ -57,7 +57,7 @@ async def swap_by_transaction(
     """
     async with client.pipeline(transaction=True) as pipeline:
         await pipeline.watch(key)
-        if await pipeline.immediate_execute_command("GET", key, NEVER_DECODE=[]) != expected:
+        if await pipeline.execute_command("GET", key, NEVER_DECODE=[]) != expected:
             return False
         pipeline.multi()
         pipeline.set(key, payload, ex=ttl)
