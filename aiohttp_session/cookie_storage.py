@@ -105,7 +105,7 @@ class EncryptedCookieStorage(CookieStorage):
             self._ciphers = tuple(AESGCMSIV(_derive(secret)) for secret in secrets)
         except UnsupportedAlgorithm as error:
             if cipher != "fernet":
-                raise ValueError(f"cipher {cipher!r} needs OpenSSL 3.2 or later") from _missing
+                raise ValueError(f"cipher {cipher!r} needs OpenSSL 3.2 or later") from error
 
     def seal(self, payload: bytes) -> str:
         """Encrypt a payload with the first key."""
