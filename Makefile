@@ -6,46 +6,65 @@ PYTHON = python3
 BIN = .venv/bin
 SANITIZERS = address,undefined
 # Tests that need no server, and run the compiled code.
-CORE_TESTS = $(wildcard $(addprefix tests/test_,$(addsuffix .py,parity cookies payload session)))
+CORE_TESTS = $(wildcard $(patsubst %,tests/test_%.py, \
+    base64 cipher cookies parity payload replies session))
 
 .DEFAULT_GOAL = help
-.PHONY: help develop demo test test-pure test-browser test-asan test-trace lint bench docs clean servers
-.PHONY: build/asan build/trace
+.PHONY: help develop demo test test-pure test-browser test-asan asan-debug asan-release test-trace
+.PHONY: lint bench docs clean servers build/asan-debug build/asan-release build/trace
 
-help:  ## list the targets
-	@echo "make TARGET [PYTHON=python3.13] [ARGS='...']"
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+help:  ## say what can be made
+	@echo 'make TARGET, where TARGET is one of'
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | \
+	    awk -F '\t' '{ printf "  %-13s %s\n", $$1, $$2 }'
+	@echo 'ARGS="-x -k redis" is passed on to pytest and the benchmarks;'
+	@echo 'PYTHON=python3.13 chooses the interpreter when .venv is made.'
 
 develop: .venv/has-lint  ## a virtual environment in .venv with all that development needs
 
 demo: .venv/has-all  ## the example application, on http://127.0.0.1:8080
 	$(BIN)/python examples/shop.py --host 127.0.0.1 --port 8080
 
-test: .venv/has-test servers  ## the tests, over both implementations
-	@echo "Testing with $$($(BIN)/python --version) in .venv, over the compiled and the pure implementation."
-	@echo "Redis and memcached servers are started on free ports of 127.0.0.1, and ended afterwards."
-	@$(BIN)/python -m pytest $(ARGS) && echo "All tests passed." || \
-	    { echo "Some tests failed: see above. ARGS='-x -k NAME' runs one."; exit 1; }
+test: .venv/has-test servers  ## the tests, over the compiled and the pure implementation
+	$(call RUN_TESTS,$(BIN)/python -m pytest $(ARGS))
 
-test-pure: .venv/has-test servers  ## the tests, without extensions
-	AIOHTTP_SESSION_NO_EXTENSIONS=1 $(BIN)/python -m pytest $(ARGS)
+test-pure: .venv/has-test servers  ## the tests, over the pure implementation only
+	$(call RUN_TESTS,AIOHTTP_SESSION_NO_EXTENSIONS=1 $(BIN)/python -m pytest $(ARGS))
 
-# The example shop in a browser, and what that makes of cookies. Its connections make asyncio warn.
-test-browser: .venv/has-test  ## the tests in Chromium
+# Say what is started and where, and in the end what came out of it.
+define RUN_TESTS
+	@echo "The tests run in $(CURDIR)/.venv: $$($(BIN)/python --version)."
+	@echo "They start servers of their own, on free ports of 127.0.0.1, and end them:"
+	@for server in redis-server memcached; do echo "  $$(command -v $$server)"; done
+	@echo "The reference package, to compare with, is installed into .cache the first time."
+	@if $(1); then \
+	    echo "All of these tests passed. Next: make lint, and .ci/run for all that must hold."; \
+	else \
+	    echo "Not all is well, see above. make $@ ARGS=--last-failed runs what failed once more."; \
+	    exit 1; \
+	fi
+endef
+
+# It leaves connections behind that asyncio warns of.
+test-browser: .venv/has-test  ## what a browser makes of the cookies
 	@which chromium chromedriver >/dev/null || .ci/apt-install chromium chromium-driver
 	$(BIN)/python -m pytest tests/browser -o "python_files=check_*.py" \
 	    -W ignore::pytest.PytestUnraisableExceptionWarning $(ARGS)
 
-# The compiled core under AddressSanitizer and UndefinedBehaviorSanitizer.
-test-asan: build/asan  ## the compiled core's tests under the address sanitizer
-	cd $< && CFLAGS="-fsanitize=$(SANITIZERS) -fno-sanitize-recover=all -fno-omit-frame-pointer" \
-	    LDFLAGS="-fsanitize=$(SANITIZERS)" AIOHTTP_SESSION_DEBUG_BUILD=1 $(INSTALL_COPY)
+# Both builds, since what only one of them does would be missed in the other: the release has no
+# checks of bounds, and the debug build has assertions. The pure twins are nothing to sanitize.
+test-asan: asan-debug asan-release  ## the compiled core's tests under address and UB sanitizers
+
+asan-debug asan-release: asan-%: build/asan-%
+	cd $< && CFLAGS="-g -fsanitize=$(SANITIZERS) -fno-sanitize-recover=all -fno-omit-frame-pointer" \
+	    LDFLAGS="-fsanitize=$(SANITIZERS)" \
+	    AIOHTTP_SESSION_DEBUG_BUILD=$(if $(filter debug,$*),1) $(INSTALL_COPY)
 	cd $< && LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" PYTHONMALLOC=malloc \
 	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	    $(CURDIR)/$(BIN)/python -m pytest $(CORE_TESTS) $(ARGS)
+	    $(CURDIR)/$(BIN)/python -m pytest $(CORE_TESTS) -k cython $(ARGS)
 
-# Which lines of the .pyx files the tests reach. Coverage wants the generated C beside them.
-test-trace: build/trace  ## which lines of the extensions the tests reach
+# Coverage wants the generated C beside the .pyx files.
+test-trace: build/trace  ## which lines of the .pyx files the tests reach
 	$(BIN)/pip install --quiet cython
 	cd $< && AIOHTTP_SESSION_TRACE=1 $(INSTALL_COPY)
 	cp -R $</source/src_ext $</source/build/cython/src_ext $<
@@ -56,7 +75,7 @@ test-trace: build/trace  ## which lines of the extensions the tests reach
 # A copy to build in, so that no object file of an unusual build gets into the next one.
 INSTALL_COPY = AIOHTTP_SESSION_REQUIRE_EXTENSIONS=1 \
     $(CURDIR)/$(BIN)/pip install --quiet --no-deps --target . ./source
-build/asan build/trace: .venv/has-test
+build/asan-debug build/asan-release build/trace: .venv/has-test
 	rm -rf $@
 	mkdir -p $@/source
 	cp -R aiohttp_session src_ext setup.py pyproject.toml LICENSE README.rst $@/source
@@ -71,7 +90,7 @@ lint: .venv/has-lint  ## ruff, mypy, stubtest
 	$(BIN)/pyright --pythonpath $(BIN)/python --verifytypes aiohttp_session --ignoreexternal
 	$(BIN)/python -m mypy.stubtest $(patsubst aiohttp_session/%.pyi,aiohttp_session.%,$(wildcard aiohttp_session/*.pyi))
 
-bench: .venv/has-bench servers  ## the benchmark; ARGS=--quick for a short one
+bench: .venv/has-bench servers  ## the benchmark; ARGS="--quick" for a short one
 	$(BIN)/python -m benchmarks $(ARGS)
 
 docs: .venv/has-docs  ## the documentation, in build/docs
@@ -88,9 +107,11 @@ servers:
 
 .venv/bin/python:
 	@$(PYTHON) -c "import ensurepip" || .ci/apt-install python3-venv python3-dev
+	@echo "Making a virtual environment in $(CURDIR)/.venv with $$($(PYTHON) --version)"
 	$(PYTHON) -m venv .venv
 
 # The package is installed editable, with one of its extras and the extensions beside its modules.
 .venv/has-%: pyproject.toml setup.py $(wildcard src_ext/*.p*) | .venv/bin/python
+	@echo "Installing the package, its extensions and what [$*] needs into .venv: a minute"
 	$(if $(filter all,$*),,AIOHTTP_SESSION_REQUIRE_EXTENSIONS=1) $(BIN)/pip install --quiet --editable '.[$*]'
-	touch $@
+	touch $@ $(if $(filter lint,$*),$(addprefix .venv/has-,test bench docs))

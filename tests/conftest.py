@@ -40,11 +40,14 @@ settings.register_profile("storages", max_examples=int(30 * _FACTOR))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run the tests that import both twins by name once."""
+    """Run once the tests that import both twins by name, or leave all to other processes."""
     again = {
         item
         for item in items
-        if getattr(item.getparent(pytest.Module).obj, "NAMES_THE_TWINS", False)  # type: ignore[union-attr]
+        if any(
+            hasattr(item.getparent(pytest.Module).obj, mark)  # type: ignore[union-attr]
+            for mark in ("NAMES_THE_TWINS", "IN_OTHER_PROCESSES")
+        )
         and not _PURE_ONLY
         and item.callspec.params["implementation"] == "python"  # type: ignore[attr-defined]
     }

@@ -11,6 +11,8 @@ import pytest
 
 from aiohttp_session._core import TWINS
 
+IN_OTHER_PROCESSES = True
+
 ROOT = Path(__file__).parent.parent
 IMPLEMENTATION = "import aiohttp_session; print(aiohttp_session.IMPLEMENTATION)"
 EXTENSIONS = tuple(f"aiohttp_session.{name}" for name in TWINS)
