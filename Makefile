@@ -9,7 +9,7 @@ SANITIZERS = address,undefined
 CORE_TESTS = $(wildcard $(addprefix tests/test_,$(addsuffix .py,parity cookies payload session)))
 
 .DEFAULT_GOAL = help
-.PHONY: help develop demo test test-pure test-browser test-asan test-trace lint bench docs clean servers
+.PHONY: help develop demo test test-pure test-browser test-asan test-trace lint bench docs release clean servers
 .PHONY: build/asan build/trace
 
 help:  ## list the targets
@@ -76,6 +76,9 @@ bench: .venv/has-bench servers  ## the benchmark; ARGS=--quick for a short one
 
 docs: .venv/has-docs  ## the documentation, in build/docs
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/docs
+
+release: .venv/has-lint  ## sdist and wheel in dist, built and checked
+	.ci/release $(BIN)/python
 
 clean:  ## remove all that these made
 	rm -rf .venv .cache build dist *.egg-info aiohttp_session/*.so aiohttp_session/*.pyd

@@ -34,10 +34,10 @@ try:
     from cryptography.hazmat.primitives.hashes import SHA256
     from cryptography.hazmat.primitives.hmac import HMAC
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-except ImportError as _missing:
+except ImportError as _error:
     raise ImportError(
         "Please install cryptography: pip install aiohttp-session[secure]"
-    ) from _missing
+    ) from _error
 
 Key: TypeAlias = str | bytes | bytearray
 
@@ -105,7 +105,7 @@ class EncryptedCookieStorage(CookieStorage):
             self._ciphers = tuple(AESGCMSIV(_derive(secret)) for secret in secrets)
         except UnsupportedAlgorithm as error:
             if cipher != "fernet":
-                raise ValueError(f"cipher {cipher!r} needs OpenSSL 3.2 or later") from _missing
+                raise ValueError(f"cipher {cipher!r} needs OpenSSL 3.2 or later") from error
 
     def seal(self, payload: bytes) -> str:
         """Encrypt a payload with the first key."""
