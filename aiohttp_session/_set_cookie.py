@@ -102,6 +102,12 @@ class _Style:
         self.tail = _WrittenMorsel.make(name, "v", "v", self).write()[len(name) + len("=v") :]
 
 
+def _inside(name: str, kind: type[Any]) -> Any:
+    """Return a private attribute of Morsel's, or an empty one if it isn't what is expected."""
+    value = getattr(Morsel, name, None)
+    return value if isinstance(value, kind) else kind()
+
+
 class _WrittenMorsel(Morsel[str]):
     """A Morsel that has the text of its attributes at hand, as long as nobody changes them."""
 
@@ -112,8 +118,8 @@ class _WrittenMorsel(Morsel[str]):
     _coded_value: str
     _style: _Style | None
 
-    _reserved = {**getattr(Morsel, "_reserved", {}), "partitioned": "Partitioned"}  # noqa: RUF012
-    _flags = {*getattr(Morsel, "_flags", ()), "partitioned"}  # noqa: RUF012
+    _reserved = {**_inside("_reserved", dict), "partitioned": "Partitioned"}  # noqa: RUF012
+    _flags = {*_inside("_flags", set), "partitioned"}  # noqa: RUF012
 
     __init__ = dict.__init__  # Morsel's would fill in attributes that the style has at hand
 

@@ -32,7 +32,7 @@ warnings.filterwarnings("ignore", "It is recommended to use web", module=__name_
 _STARTED_KEY = "aiohttp_session_started"  # set when a streamed response has sent its headers
 
 # aiohttp 3.14 warns of each str key when it is first set, by whomever: never of these.
-_keys_warned_of: set[str] = getattr(web.BaseRequest, "_seen_str_keys", set())
+_keys_warned_of: Any = getattr(web.BaseRequest, "_seen_str_keys", None)
 if not isinstance(_keys_warned_of, set):
     _keys_warned_of = set()
 _keys_warned_of.update((SESSION_KEY, STORAGE_KEY, _STARTED_KEY))

@@ -78,6 +78,8 @@ def uses(path: Path) -> set[str]:
             and isinstance(node.args[1], ast.Constant)
         ):
             owner, name = node.args[0], str(node.args[1].value)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "_inside":
+            owner, name = ast.Name("Morsel"), ast.literal_eval(node.args[0])
         else:
             continue
         if name.startswith("_") and not name.startswith("__"):
@@ -186,7 +188,9 @@ CLOSED = {
         web.BaseRequest.__setitem__ = lambda self, key, value: self._state.update({key: value})
         web.BaseRequest._seen_str_keys = ()
     """,
-    "Morsel's _reserved": RENAMED_MORSEL.format(r"\b_reserved\b"),
+    "Morsel's _reserved": RENAMED_MORSEL.format(r"\b_reserved\b")
+    # aiohttp itself asks what is in it.
+    + "http.cookies.Morsel._reserved = frozenset(http.cookies.Morsel._of_another_name)",
     "Morsel's _flags": RENAMED_MORSEL.format(r"\b_flags\b"),
     "Morsel's _key": RENAMED_MORSEL.format(r"\b_key\b"),
     "Morsel's _value": RENAMED_MORSEL.format(r"\b_value\b"),
