@@ -11,7 +11,7 @@ CORE_TESTS = $(wildcard $(patsubst %,tests/test_%.py, \
 
 .DEFAULT_GOAL = help
 .PHONY: help develop demo test test-pure test-browser test-asan asan-debug asan-release test-trace
-.PHONY: lint bench docs clean servers build/asan-debug build/asan-release build/trace
+.PHONY: lint bench docs release clean servers build/asan-debug build/asan-release build/trace
 
 help:  ## say what can be made
 	@echo 'make TARGET, where TARGET is one of'
@@ -95,6 +95,9 @@ bench: .venv/has-bench servers  ## the benchmark; ARGS="--quick" for a short one
 
 docs: .venv/has-docs  ## the documentation, in build/docs
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/docs
+
+release: .venv/has-lint  ## sdist and wheel in dist, built and checked
+	.ci/release $(BIN)/python
 
 clean:  ## remove all that these made
 	rm -rf .venv .cache build dist *.egg-info aiohttp_session/*.so aiohttp_session/*.pyd

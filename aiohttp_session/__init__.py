@@ -19,7 +19,7 @@ from .simple_storage import SimpleCookieStorage
 from .storage import AbstractStorage, SessionData, _CookieParams
 from .stores import Store, StoreUnavailableError, UnsettledError
 
-__version__ = "2.13.0.dev0"
+__version__ = "3.0.0"
 
 __all__ = (
     "IMPLEMENTATION",

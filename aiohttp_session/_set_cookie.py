@@ -13,6 +13,7 @@ from aiohttp import web
 
 from ._core import quote
 from .cookie_rules import objection
+from .log import log
 
 _PRINTABLE = bytes(range(ord(" "), ord("~") + 1))
 _EPOCH = "Thu, 01 Jan 1970 00:00:00 GMT"
@@ -47,6 +48,8 @@ class CookieWriter:
         """
         style = self._style(name, params, max_age if value else "delete")
         cookies = response.cookies
+        if not _MORSEL_IS_KNOWN:
+            return _write_plainly(response, name, value, style)
         coded = quote(value)
         if not value:
             coded = '""'
@@ -94,7 +97,15 @@ class _Style:
         if self.partitioned:
             self.attributes["partitioned"] = True
         self.tail = ""
+        if not _MORSEL_IS_KNOWN:
+            return
         self.tail = _WrittenMorsel.make(name, "v", "v", self).write()[len(name) + len("=v") :]
+
+
+def _inside(name: str, kind: type[Any]) -> Any:
+    """Return a private attribute of Morsel's, or an empty one if it isn't what is expected."""
+    value = getattr(Morsel, name, None)
+    return value if isinstance(value, kind) else kind()
 
 
 class _WrittenMorsel(Morsel[str]):
@@ -107,8 +118,8 @@ class _WrittenMorsel(Morsel[str]):
     _coded_value: str
     _style: _Style | None
 
-    _reserved = {**Morsel._reserved, "partitioned": "Partitioned"}  # type: ignore[attr-defined]  # noqa: RUF012
-    _flags = {*Morsel._flags, "partitioned"}  # type: ignore[attr-defined]  # noqa: RUF012
+    _reserved = {**_inside("_reserved", dict), "partitioned": "Partitioned"}  # noqa: RUF012
+    _flags = {*_inside("_flags", set), "partitioned"}  # noqa: RUF012
 
     __init__ = dict.__init__  # Morsel's would fill in attributes that the style has at hand
 
@@ -137,6 +148,49 @@ class _WrittenMorsel(Morsel[str]):
     def write(self, attrs: Any = None) -> str:
         """Write the cookie from its attributes as they are."""
         return super().OutputString(attrs)
+
+
+class _PartitionedMorsel(Morsel[str]):
+    """A Morsel that is partitioned, whatever this version of ``http.cookies`` knows of that."""
+
+    def OutputString(self, attrs: Any = None) -> str:  # noqa: N802 - Morsel's name
+        return f"{super().OutputString(attrs)}; Partitioned"
+
+
+def _write_plainly(response: web.StreamResponse, name: str, value: str, style: _Style) -> int:
+    """Set a cookie by public names alone, which takes several times as long."""
+    response.cookies.pop(name, None)
+    response.set_cookie(name, value, **style.params)
+    if style.partitioned:
+        plain = response.cookies.pop(name)
+        morsel = _PartitionedMorsel()
+        morsel.set(name, value, plain.coded_value)
+        morsel.update(plain)
+        response.cookies.setdefault(name, morsel)
+    return len(response.cookies[name].OutputString())
+
+
+def _is_morsel_known() -> bool:
+    """Tell whether a Morsel is inside as `_WrittenMorsel` takes it to be."""
+    attributes: dict[str, Any] = {"path": "/", "max-age": 60, "secure": True}
+    plain: Morsel[str] = Morsel()
+    plain.set("name", "value", "coded")
+    plain.update(attributes)
+    attributes["partitioned"] = True
+    try:
+        written = _WrittenMorsel(attributes)
+        written.__setstate__({"key": "name", "value": "value", "coded_value": "coded"})
+        texts = (written._key, written._value, written._coded_value)
+        parts = {*written.write().split("; ")}
+    except Exception:  # noqa: BLE001 - whatever another inside makes of it
+        return False
+    expected = {*plain.OutputString().split("; "), "Partitioned"}
+    return texts == ("name", "value", "coded") and parts == expected
+
+
+_MORSEL_IS_KNOWN = _is_morsel_known()
+if not _MORSEL_IS_KNOWN:
+    log.info("The Morsel of this http.cookies is not known: cookies are written more slowly")
 
 
 def _http_date(timestamp: float) -> str:

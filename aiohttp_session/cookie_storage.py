@@ -34,10 +34,10 @@ try:
     from cryptography.hazmat.primitives.hashes import SHA256
     from cryptography.hazmat.primitives.hmac import HMAC
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-except ImportError as _missing:
+except ImportError as _error:
     raise ImportError(
         "Please install cryptography: pip install aiohttp-session[secure]"
-    ) from _missing
+    ) from _error
 
 Key: TypeAlias = str | bytes | bytearray
 

@@ -11,10 +11,10 @@ try:
     import aiomcache
 
     from .stores.memcached import MemcachedStore
-except ImportError as _missing:
+except ImportError as _error:
     raise ImportError(
         "Please install aiomcache: pip install aiohttp-session[aiomcache]"
-    ) from _missing
+    ) from _error
 
 
 @show_options

@@ -14,6 +14,7 @@ from aiohttp.typedefs import Middleware
 from . import unavailable
 from ._core import Session, log_what_is_missed
 from .lifecycle import LifecycleStorage
+from .log import log
 from .server_storage import ServerStorage
 from .storage import AbstractStorage
 
@@ -28,15 +29,33 @@ STORAGE_KEY = "aiohttp_session_storage"
 # Other people's middleware reads these keys, so str they stay; aiohttp 3.14 advises otherwise.
 warnings.filterwarnings("ignore", "It is recommended to use web", module=__name__)
 
-# The requests whose keys are in a dict of this name. Below aiohttp's interface, but by way of the
-# request itself, as with any other, the keys of a session take 0.7 µs, a tenth of it.
-_PlainRequest = web.Request if "_state" in getattr(web.Request, "ATTRS", ()) else None
-
 _STARTED_KEY = "aiohttp_session_started"  # set when a streamed response has sent its headers
 
 # aiohttp 3.14 warns of each str key when it is first set, by whomever: never of these.
-_keys_warned_of: set[str] = getattr(web.BaseRequest, "_seen_str_keys", set())
+_keys_warned_of: Any = getattr(web.BaseRequest, "_seen_str_keys", None)
+if not isinstance(_keys_warned_of, set):
+    _keys_warned_of = set()
 _keys_warned_of.update((SESSION_KEY, STORAGE_KEY, _STARTED_KEY))
+
+
+def _find_plain_request() -> type[web.Request] | None:
+    """Return the class of the requests whose keys are in a dict ``_state``, if that is so."""
+    if "_state" not in getattr(web.Request, "ATTRS", ()):
+        return None
+    request = object.__new__(web.Request)
+    try:
+        request._state = {}
+        request[SESSION_KEY] = None
+    except Exception:  # noqa: BLE001 - they are kept in another way
+        return None
+    return web.Request if request._state == {SESSION_KEY: None} else None
+
+
+# Below aiohttp's interface, but by way of the request itself, as with any other, the keys of a
+# session take 0.7 µs, a tenth of it.
+_PlainRequest = _find_plain_request()
+if _PlainRequest is None:
+    log.info("This aiohttp keeps the keys of requests in a way that is not known: it is slower")
 
 _NOT_SET_UP = (
     "Install aiohttp_session middleware in your aiohttp.web.Application: "

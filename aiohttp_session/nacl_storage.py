@@ -14,8 +14,8 @@ try:
     from nacl.bindings import crypto_secretbox, crypto_secretbox_open
     from nacl.exceptions import CryptoError
     from nacl.secret import SecretBox
-except ImportError as _missing:
-    raise ImportError("Please install PyNaCl: pip install aiohttp-session[pynacl]") from _missing
+except ImportError as _error:
+    raise ImportError("Please install PyNaCl: pip install aiohttp-session[pynacl]") from _error
 
 _NONCE_SIZE = SecretBox.NONCE_SIZE
 

@@ -29,10 +29,10 @@ try:
         get_tracer,
         set_span_in_context,
     )
-except ImportError as _missing:
+except ImportError as _error:
     raise ImportError(
         "Please install opentelemetry-api: pip install aiohttp-session[otel]"
-    ) from _missing
+    ) from _error
 
 from ._core import Session
 from .server_storage import ServerStorage

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pytest_aiohttp.plugin import AiohttpClient
 
 from aiohttp_session import SimpleCookieStorage, get_session, setup
+from aiohttp_session._set_cookie import CookieWriter
 from tests.conftest import Clock
 
 pytestmark = pytest.mark.filterwarnings("ignore:Browsers ignore samesite")
@@ -304,3 +305,27 @@ async def test_an_outer_middleware_may_change_the_cookie(
     client = await aiohttp_client(app)
     response = await client.get("/")
     assert response.headers.getall("Set-Cookie", []) == expected
+
+
+@pytest.mark.parametrize("partitioned", [False, True])
+@pytest.mark.parametrize("value", ["", "plain", 'quo"ted; é', "x" * 100])
+def test_without_a_known_morsel_the_lines_are_the_same(
+    value: str, partitioned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params: dict[str, Any] = {
+        "path": "/",
+        "secure": True,
+        "samesite": "Lax",
+        "partitioned": partitioned,
+    }
+    lines, sizes = [], []
+    for is_known in (True, False):
+        monkeypatch.setattr("aiohttp_session._set_cookie._MORSEL_IS_KNOWN", is_known)
+        response = web.Response()
+        writer = CookieWriter()
+        writer.write(response, "n", "first", params)
+        sizes.append(writer.write(response, "n", value, params))
+        (morsel,) = response.cookies.values()
+        lines.append(sorted(morsel.OutputString().split("; ")))
+    assert lines[0] == lines[1]
+    assert sizes[0] == sizes[1]

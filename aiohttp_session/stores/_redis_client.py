@@ -95,7 +95,9 @@ def is_pipelined(connection: Any) -> bool:
     return (
         _is_of_library(kind.send_packed_command)
         and _is_of_library(kind.read_response)
-        and isinstance(connection._writer, asyncio.StreamWriter)
+        and isinstance(getattr(connection, "_writer", None), asyncio.StreamWriter)
+        and isinstance(getattr(connection, "_reader", None), asyncio.StreamReader)
+        and callable(getattr(getattr(connection, "_parser", None), "parse_error", None))
     )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any, TypeAlias, TypeVar
 
 import aiomcache
+
+from aiohttp_session.log import log
 
 from . import Store
 from ._memcached_calls import CALLS, Calls, has_plain_calls
@@ -46,6 +48,9 @@ class MemcachedStore(Store):
         self.timeout = timeout
         self._client = client
         self._is_plain = has_plain_calls(type(client))
+        if self._is_plain and not _is_known(client):
+            self._is_plain = False
+            log.info("This aiomcache is not known inside: memcached is asked by its own calls")
         self._calls = Calls(client, timeout)
         self._operations: PerLoop[Operations] = PerLoop(self._connect)
 
@@ -104,3 +109,15 @@ class MemcachedStore(Store):
             max_connections=min(_MAX_CONNECTIONS, pool._maxsize),
         )
         return Operations(client)
+
+
+def _is_known(client: Any) -> bool:
+    """Tell whether a client says where its server is, in the way that is expected."""
+    pool = getattr(client, "_pool", None)
+    return (
+        isinstance(getattr(client, "__dict__", None), dict)
+        and isinstance(getattr(pool, "_host", None), str)
+        and isinstance(getattr(pool, "_port", None), int)
+        and isinstance(getattr(pool, "_maxsize", None), int)
+        and isinstance(getattr(pool, "conn_args", None), Mapping)
+    )
