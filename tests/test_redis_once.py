@@ -7,12 +7,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+from redis import exceptions
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from aiohttp_session.stores import UnsettledError
+from aiohttp_session.stores import UnsettledError, _redis_fence
+from aiohttp_session.stores._redis_pipeline import READ, WRITE, PipelinedConnection
+from aiohttp_session.stores._redis_resp import pack
 from aiohttp_session.stores.redis import RedisStore
+from benchmarks import servers
 from benchmarks.servers import HOST, Server
 from tests.held_proxy import HeldProxy
 
@@ -211,6 +215,159 @@ async def test_a_large_write_that_is_given_up_is_never_done(
     proxy.release()
     await undisturbed(later)
     assert await direct.get("k") == b"2"
+
+
+async def test_a_write_that_was_not_sent_is_sent_by_another_connection(
+    store: RedisStore, direct: Any
+) -> None:
+    server = store._servers.get()
+    pipeline = server._pipeline
+    pipeline.give_up()
+    operation = ("k", pack(b"SET", b"k", b"1"), None, WRITE)
+    cancelled = pipeline.submit(("k", pack(b"SET", b"k", b"2"), None, WRITE))
+    cancelled.cancel()
+    assert await pipeline.submit(operation) == b"OK"
+    await store.finish()
+    assert await direct.get("k") == b"1"
+
+
+async def test_a_server_that_is_gone_leaves_the_fate_of_a_write_unknown(
+    proxy: HeldProxy, store: RedisStore
+) -> None:
+    proxy.hold_requests()
+    writing = begin(store, WRITES["create"])
+    await proxy.holds(b"k")
+    await proxy.refuse()
+    with pytest.raises(exceptions.ConnectionError) as caught:
+        await writing
+    assert not isinstance(caught.value, UnsettledError)
+
+
+async def test_a_write_for_which_there_is_no_connection_was_not_done(
+    client: Any, direct: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = RedisStore(client)
+
+    async def acquire() -> Any:
+        raise exceptions.MaxConnectionsError("none")
+
+    monkeypatch.setattr(store._servers.get().connections, "acquire", acquire)
+    with pytest.raises(exceptions.MaxConnectionsError):
+        await store.create("k", b"1", None)
+    assert await direct.get("k") is None
+
+
+async def test_a_batch_that_is_cancelled_is_fenced(
+    proxy: HeldProxy, store: RedisStore, direct: Any
+) -> None:
+    await store.update("k", LARGE, None)  # opens a connection of its own
+    await direct.set("k", b"0")
+    proxy.hold_requests()
+    abandoned = begin(store, lambda store: store.update("k", LARGE, None))
+    await proxy.holds(b"k")
+    server = store._servers.get()
+    assert server._pipeline is not None
+    for worker in server._batch._deadlines:
+        worker.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await abandoned
+    await server._batch.finish()
+    assert server._pipeline is None  # the next one puts up the fence first
+    assert await store.update("k", b"2", None)
+    proxy.release()
+    await undisturbed(store)
+    assert await direct.get("k") == b"2"
+
+
+@pytest.mark.parametrize(
+    ("commands", "error"),
+    [
+        (["+client"], UnsettledError),
+        (["+client|id", "+client|kill"], UnsettledError),  # as before Redis 6.2
+        (["+client|id", "+client|info"], ConnectionError),
+    ],
+)
+async def test_a_fence_needs_an_id_and_to_kill(
+    proxy: HeldProxy, direct: Any, commands: list[str], error: type[Exception]
+) -> None:
+    commands = [*commands, "+get", "+set", "+del", "+eval"]
+    await direct.acl_setuser("web", enabled=True, passwords=["+x"], keys=["*"], commands=commands)
+    retry = Retry(NoBackoff(), 0)
+    async with Redis(
+        host=HOST, port=proxy.port, username="web", password="x", retry=retry
+    ) as client:
+        store = RedisStore(client)
+        await store.read("other")
+        proxy.hold_requests()
+        writing = begin(store, WRITES["create"])
+        await stall(proxy, store)
+        with pytest.raises(ConnectionError) as caught:
+            await writing
+        assert type(caught.value) is error
+        await store.finish()
+    await direct.acl_deluser("web")
+
+
+async def test_a_restarted_server_has_forgotten_its_connections() -> None:
+    port = servers.free_port()
+    retry = Retry(NoBackoff(), 0)
+    async with Redis(host=HOST, port=port, retry=retry) as client:
+        store = RedisStore(client)
+        with servers.redis(port=port):
+            await store.read("other")
+            pipeline = store._servers.get()._pipeline
+            assert pipeline is not None
+        with servers.redis(port=port):
+            server = store._servers.get()
+            while server._pipeline is not None:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            server._fence.lose(pipeline._client)
+            bystander = Redis(host=HOST, port=port)  # gets the id that the lost one had
+            await bystander.ping()
+            await store.read("other")
+            assert server._fence.holds(pipeline._client)
+            assert len(await bystander.client_list()) >= 2
+            await bystander.aclose()
+        await store.finish()
+
+
+def test_a_fence_has_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_redis_fence, "_LIMIT", 2)
+    fence = _redis_fence.Fence()
+    clients = [_redis_fence.Client("server", number, None) for number in range(3)]
+    for client in clients:
+        fence.lose(client)
+    fence.lose(None)
+    assert list(fence._lost) == clients[1:]
+    assert [fence.holds(client) for client in [*clients, None]] == [False] * 4
+
+
+async def test_a_fake_needs_no_fence() -> None:
+    assert await _redis_fence.Fence().open(object()) is None
+
+
+async def test_what_a_tracked_connection_is_told(client: Any, direct: Any) -> None:
+    store = RedisStore(client)
+    server = store._servers.get()
+    connection = await client.connection_pool.get_connection()
+    said: list[Any] = []
+    ended: list[bool] = []
+    pipeline = PipelinedConnection(
+        server, connection, None, on_push=said.append, on_end=lambda: ended.append(True)
+    )
+    hello, tracking, read = [
+        pipeline.submit(("k", pack(*words.encode().split()), client.get, READ), is_batched=True)
+        for words in ("HELLO 3", "CLIENT TRACKING ON NOLOOP", "GET k")
+    ]
+    assert (b"proto", 3) in await hello
+    assert await tracking == b"OK"
+    assert await read is None
+    await direct.set("k", b"1")
+    while not said:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    assert said == [[b"invalidate", [b"k"]]]
+    await pipeline.abort()
+    assert ended == [True]
 
 
 async def test_where_the_fence_is_refused_an_unknown_fate_is_an_error(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -19,6 +20,7 @@ from valkey.asyncio import Valkey
 from aiohttp_session import redis_storage
 from aiohttp_session.redis_storage import RedisStorage
 from aiohttp_session.stores import _redis_server
+from aiohttp_session.stores._redis_client import Pool
 from benchmarks.servers import HOST, Server
 from tests.proxy import Proxy
 from tests.stores import innermost
@@ -180,10 +182,11 @@ async def test_requests_of_one_turn_travel_in_one_write(
     acquired = 0
     get_connection = plain.connection_pool.get_connection
 
-    async def count() -> Any:
+    @functools.wraps(get_connection)
+    async def count(*args: Any) -> Any:
         nonlocal acquired
         acquired += 1
-        return await get_connection()
+        return await get_connection(*args)
 
     monkeypatch.setattr(plain.connection_pool, "get_connection", count)
 
@@ -352,7 +355,7 @@ async def test_a_wrong_password_is_the_clients_error(plain: AnyRedis, redis_serv
 async def test_too_many_connections_are_the_clients_error(redis_server: Server) -> None:
     client: AnyRedis = Redis(host=HOST, port=redis_server.port, max_connections=1)
     storage = RedisStorage(client)
-    connection = await client.connection_pool.get_connection()
+    connection = await Pool(client.connection_pool, is_copied=False).acquire()
     with pytest.raises(exceptions.ConnectionError, match="Too many connections"):
         await storage.store.read("k")
     await client.connection_pool.release(connection)

@@ -14,7 +14,8 @@ commands (ACL: ``+client|id +client|info +client|kill``).
 from __future__ import annotations
 
 import asyncio
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from aiohttp_session.log import log
@@ -25,7 +26,8 @@ _LIMIT = 1000  # connections that are lost, and not yet forgotten by the server
 _WHO = [pack(b"CLIENT", b"ID"), pack(b"CLIENT", b"INFO")]
 
 
-class Client(NamedTuple):
+@dataclass(eq=False)
+class Client:
     """A connection, as its server knows it."""
 
     server: Any
@@ -33,6 +35,8 @@ class Client(NamedTuple):
     identity: int
     address: bytes | None
     """The client's address; None if the server is too old to tell (before 6.2)."""
+    is_forgotten: bool = False
+    """The server has closed it, and does nothing more that was written to it."""
 
     def kill(self) -> bytes:
         """Write the command that closes this connection."""
@@ -76,6 +80,7 @@ class Fence:
         for other, reply in zip(lost, replies[len(replies) - len(lost) :], strict=True):
             if isinstance(reply, int):
                 self._lost.pop(other, None)
+                other.is_forgotten = True
             else:
                 self._refuse()
         return client
@@ -89,7 +94,7 @@ class Fence:
 
     def holds(self, client: Client | None) -> bool:
         """Tell whether writes on a lost connection have been done, or never will be."""
-        return client is not None and client not in self._lost
+        return client is not None and client.is_forgotten
 
     def _refuse(self) -> None:
         if not self._is_refused:

@@ -136,7 +136,7 @@ class PipelinedConnection:
 
     def _send(self) -> None:
         unsent, self._unsent = self._unsent, []
-        if not self._task.done():
+        if unsent:  # or the connection has ended since
             self._writer.write(b"".join(unsent))
 
     async def _read(self) -> None:
