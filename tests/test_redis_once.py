@@ -342,6 +342,37 @@ def test_a_fence_has_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [fence.holds(client) for client in [*clients, None]] == [False] * 4
 
 
+async def test_an_error_that_nobody_waits_for_harms_nobody(
+    proxy: HeldProxy, store: RedisStore, direct: Any
+) -> None:
+    await direct.lpush("list", "x")
+    proxy.hold()
+    passed = proxy.passed
+    doomed = begin(store, lambda store: store.read("list"))
+    while proxy.passed == passed:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    doomed.cancel()
+    await asyncio.sleep(0)
+    proxy.resume()
+    assert await store.read("k") is None
+    assert proxy.accepted == 1
+
+
+async def test_a_write_that_cannot_be_settled_says_so(
+    proxy: HeldProxy, store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*args: Any) -> bool:
+        raise exceptions.ResponseError("no")
+
+    monkeypatch.setattr(store, "_swap", refuse)
+    proxy.hold_requests()
+    writing = begin(store, WRITES["create"])
+    await stall(proxy, store)
+    with pytest.raises(UnsettledError) as caught:
+        await writing
+    assert isinstance(caught.value.__cause__, exceptions.ResponseError)
+
+
 async def test_a_fake_needs_no_fence() -> None:
     assert await _redis_fence.Fence().open(object()) is None
 
