@@ -382,11 +382,14 @@ async def test_update_gets_the_token_that_is_no_longer_kept(
         assert await store.read(key) == b"v1"
 
 
-async def test_updates_at_the_same_time_are_all_done(store: MemcachedStore) -> None:
+async def test_updates_at_the_same_time_are_all_done_in_turn(
+    store: MemcachedStore, proxy: HeldProxy
+) -> None:
     payloads = [b"%d" % number for number in range(30)]
     done = await asyncio.gather(*(store.update("k", payload, None) for payload in payloads))
     assert done == [True] * 30
     assert await store.read("k") in payloads
+    assert bytes(proxy.passed).count(b"cas k") < 2 * 30  # were they to compete: 400
 
 
 async def test_finish_waits_for_operations_of_several_steps(

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from weakref import WeakValueDictionary
 
 from . import UnsettledError
 from ._memcached_client import REPEATS, Client
@@ -35,6 +36,7 @@ class Operations:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self._replacing: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
 
     def read(self, key: str) -> asyncio.Future[bytes | None]:
         return self._client.get(encode_key(key))
@@ -91,12 +93,14 @@ class Operations:
 
     async def _replace(self, key: bytes, payload: bytes, expires: int, deadline: float) -> bool:
         """Replace whatever version of a record there is; return False if there is none."""
-        while True:
-            record, token = await self._client.gets(key, deadline)
-            if record is None:
-                return False
-            if await self._cas(key, payload, expires, deadline, token) == STORED:
-                return True
+        # In turn, or of a hundred in this process each would fail a hundred times.
+        async with self._replacing.setdefault(key, asyncio.Lock()):
+            while True:
+                record, token = await self._client.gets(key, deadline)
+                if record is None:
+                    return False
+                if await self._cas(key, payload, expires, deadline, token) == STORED:
+                    return True
 
     async def _cas(
         self, key: bytes, payload: bytes, expires: int, deadline: float, token: bytes

@@ -93,13 +93,16 @@ class Retrieval:
         :raises ValueError, LookupError, ClientException: if it is no such reply.
         """
         self.expected = 0
+        tokens, take = self._tokens, self._waiters.pop
         while True:
             values, position = read_values(data, position)
             for key, value, token in values:
-                if self._tokens is not None:
-                    self._tokens[key] = token
-                result: object = value if self._tokens is not None else (value, token)
-                for future in self._waiters.pop(key):
+                result: object = value
+                if tokens is None:
+                    result = value, token
+                else:
+                    tokens[key] = token
+                for future in take(key):
                     if not future.done():
                         future.set_result(result)
             end = data.find(b"\r\n", position)
@@ -107,7 +110,7 @@ class Retrieval:
                 return position, False
             line = data[position:end]
             if line == b"END":
-                self.settle(None if self._tokens is not None else (None, b""))
+                self.settle((None, b"") if tokens is None else None)
                 return end + 2, True
             stop = self._read_foreign(line, data, end + 2)
             if stop > len(data):
