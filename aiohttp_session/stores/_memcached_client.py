@@ -247,7 +247,7 @@ class Client:
         """Fail the commands that are due, and the connections that stall.
 
         :param turns: iterations of the loop to wait before that, so that the replies are read
-            that came while the process stood still; uvloop looks at its timers before its sockets.
+            that came while the process stood still; a loop may look at its timers first.
         """
         if when != self._timer_at:
             return
