@@ -7,7 +7,7 @@ BIN = .venv/bin
 SANITIZERS = address,undefined
 # Tests that need no server, and run the compiled code.
 CORE_TESTS = $(wildcard $(patsubst %,tests/test_%.py, \
-    base64 cipher cookies parity payload replies session))
+    base64 cipher cookies fernet fernet_contexts parity payload replies session))
 
 .DEFAULT_GOAL = help
 .PHONY: help develop demo test test-pure test-browser test-asan asan-debug asan-release test-trace
