@@ -194,15 +194,19 @@ async def test_a_session_stored_within_the_request_is_deleted(make_storage: Make
 
 
 @pytest.mark.parametrize(
-    "storage",
+    "make",
     [
-        EncryptedCookieStorage(KEY),
-        EncryptedCookieStorage(KEY, cipher="aes-256-gcm-siv"),
-        NaClCookieStorage(KEY),
+        lambda: EncryptedCookieStorage(KEY),
+        lambda: EncryptedCookieStorage(KEY, cipher="aes-256-gcm-siv"),
+        lambda: NaClCookieStorage(KEY),
     ],
     ids=["fernet", "siv", "nacl"],
 )
-async def test_a_sealed_cookie_is_deleted_or_replaced(storage: AbstractStorage, end: Step) -> None:
+async def test_a_sealed_cookie_is_deleted_or_replaced(
+    make: Callable[[], AbstractStorage], end: Step
+) -> None:
+    storage = make()
+
     async def write_after(request: web.Request) -> None:
         await end(request)
         (await get_session(request))["b"] = 2

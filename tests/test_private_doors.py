@@ -16,6 +16,7 @@ from aiohttp import web
 from redis.asyncio import Redis
 from redis.asyncio.connection import Connection
 
+import aiohttp_session
 from aiohttp_session import _set_cookie, middleware
 from aiohttp_session.stores.memcached import MemcachedStore
 from aiohttp_session.stores.redis import RedisStore
@@ -88,7 +89,7 @@ def uses(path: Path) -> set[str]:
 
 
 def test_the_table_has_every_private_name_that_is_used() -> None:
-    package = ROOT / "aiohttp_session"
+    package = Path(aiohttp_session.__file__).parent
     found = {
         str(path.relative_to(package).as_posix()): uses(path) for path in package.rglob("*.py")
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -222,16 +223,17 @@ async def test_an_error_leaves_the_old_id_in_place(make_storage: MakeStorage) ->
 
 
 @pytest.mark.parametrize(
-    "storage",
+    "make",
     [
-        SimpleCookieStorage(),
-        EncryptedCookieStorage(KEY),
-        EncryptedCookieStorage(KEY, cipher="aes-256-gcm-siv"),
-        NaClCookieStorage(KEY),
+        SimpleCookieStorage,
+        lambda: EncryptedCookieStorage(KEY),
+        lambda: EncryptedCookieStorage(KEY, cipher="aes-256-gcm-siv"),
+        lambda: NaClCookieStorage(KEY),
     ],
     ids=["simple", "fernet", "siv", "nacl"],
 )
-async def test_a_cookie_is_sealed_again(storage: AbstractStorage) -> None:
+async def test_a_cookie_is_sealed_again(make: Callable[[], AbstractStorage]) -> None:
+    storage = make()
     browser = Browser(storage)
     await browser.set(a=1)
     before = browser.cookie
