@@ -258,7 +258,7 @@ async def test_payloads_understood_alike(
         state["created"] = "now" if now <= state["created"] <= time.time() else state["created"]
     if kind == "nacl" and lives and payload.get("created") == 9_000_000_000:
         # Sealed in the future, and nothing else says when: refused here, for the clock may have
-        # been turned by whoever had the key.
+        # Nothing else says when it was sealed: refused here.
         assert (states[0]["items"], states[0]["new"]) == ({}, True)
         return
     assert states[0] == states[1]
