@@ -146,17 +146,17 @@ def _unless(instrument: Any, kind: type[Any]) -> Any:
 def _layers(storage: ServerStorage) -> Iterator[tuple[Any, Store]]:
     """List the stores in front of each other, each with what holds it, from the outside in."""
     holder: Any = storage
-    while isinstance(store := getattr(holder, "store", None), Store):
-        yield holder, store
-        holder = store
+    while hasattr(holder, "store"):
+        yield holder, holder.store
+        holder = holder.store
 
 
 def _insert(storage: ServerStorage, tracer: trace.Tracer | None, durations: Any) -> None:
     # Behind a near cache: what that answers is no operation on the store.
-    for holder, store in _layers(storage):
-        if not hasattr(store, "near_cache_info"):
-            holder.store = TelemetryStore(store, tracer, durations)
-            return
+    holder, store = next(
+        layer for layer in _layers(storage) if not hasattr(layer[1], "near_cache_info")
+    )
+    holder.store = TelemetryStore(store, tracer, durations)
 
 
 def _observe(storage: ServerStorage, meter: Any) -> None:

@@ -527,3 +527,35 @@ async def test_an_expired_session_is_nobodys(clock: Clock) -> None:
     session = storage._restore(None, b'{"created":1,"session":{},"owner":"ann"}')
     assert session is not None
     assert (session.owner, session.empty) == (None, True)
+
+
+async def test_an_owner_s_session_that_moves_to_another_user(make_storage: MakeStorage) -> None:
+    storage = make_storage()
+    browser = await logged_in(storage)
+
+    def change(session: Session) -> None:
+        session.owner = "bob"
+        session.regenerate_id()
+
+    await browser.do(change)
+    assert (await browser.load()).owner == "bob"
+    assert await storage.end_sessions("ann") == 0
+    assert await storage.end_sessions("bob") == 1
+
+
+async def test_a_record_that_was_damaged_is_listed_no_more(make_storage: MakeStorage) -> None:
+    storage = make_storage()
+    browser = await logged_in(storage)
+    await storage.store.create(storage._keys.get(browser.cookie), b"[garbage", None)
+    assert await storage.sessions_of("ann") == []
+    assert await storage.end_sessions("ann") == 0
+
+
+async def test_a_session_that_has_a_lifetime_gets_an_owner_later(make_storage: MakeStorage) -> None:
+    storage = make_storage(lifetime=1000)
+    browser = Browser(storage)
+    await browser.set(a=1)
+    await browser.do(log_in)
+    (info,) = await storage.sessions_of("ann")
+    assert info.issued is not None
+    assert info.expires == info.issued + 1000

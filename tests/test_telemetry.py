@@ -125,7 +125,8 @@ async def test_the_outcomes_of_a_server_storage(
 async def test_the_outcomes_of_a_cookie_storage(
     make: Callable[[], AbstractStorage], watch: Watch
 ) -> None:
-    browser = Browser(watch(make()))
+    storage = watch(make())
+    browser = Browser(storage)
     await browser.set(a=1)
     await browser.load()
     await browser.do(lambda session: session.invalidate())
@@ -136,6 +137,9 @@ async def test_the_outcomes_of_a_cookie_storage(
         *((LOAD, "loaded"), (SAVE, "deleted")),
         (LOAD, "damaged"),
     ]
+    uninstrument(storage)
+    await Browser(storage).load()
+    assert watch.outcomes() == []
 
 
 @pytest.mark.parametrize(
@@ -383,6 +387,13 @@ async def test_what_stores_say_of_themselves() -> None:
     }
     del cache._pool
     assert describe(MemcachedStorage(cache)) == {"db.system.name": "memcached"}
+
+
+def test_a_store_of_ones_own_is_told_by_its_name() -> None:
+    assert Store.describe(YieldingStorage().store) == {"db.system.name": "YieldingStore"}
+    client: Any = Redis()
+    client.connection_pool.connection_kwargs.clear()
+    assert RedisStorage(client).store.describe() == {"db.system.name": "redis"}
 
 
 def test_it_is_not_imported_unasked() -> None:

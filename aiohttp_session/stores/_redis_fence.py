@@ -124,8 +124,5 @@ async def _read(connection: Any) -> Any:
 
 
 def _find_address(info: Any) -> bytes | None:
-    if isinstance(info, bytes):
-        for field in info.split():
-            if field.startswith(b"addr="):
-                return field[len(b"addr=") :]
-    return None
+    fields = info.split() if isinstance(info, bytes) else []
+    return next((field[5:] for field in fields if field.startswith(b"addr=")), None)
