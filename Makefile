@@ -87,7 +87,7 @@ lint: .venv/has-lint  ## ruff, mypy, stubtest
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/pyright --pythonpath $(BIN)/python --verifytypes aiohttp_session --ignoreexternal
+	PYTHONPATH=$(CURDIR) $(BIN)/pyright --pythonpath $(BIN)/python --verifytypes aiohttp_session --ignoreexternal
 	$(BIN)/python -m mypy.stubtest $(patsubst aiohttp_session/%.pyi,aiohttp_session.%,$(wildcard aiohttp_session/*.pyi))
 
 bench: .venv/has-bench servers  ## the benchmark; ARGS="--quick" for a short one
