@@ -24,11 +24,13 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import ConstantBackoff, NoBackoff
 from valkey.asyncio import ValkeyCluster
 
+from aiohttp_session import Session
 from aiohttp_session.redis_storage import RedisStorage
 from aiohttp_session.stores._redis_pipeline import READ
 from aiohttp_session.stores._redis_resp import pack
 from benchmarks import servers
 from benchmarks.servers import HOST, Server
+from tests.contract import Browser
 from tests.waiting import PATIENCE, running, until
 
 KEYS = [f"key{i}" for i in range(60)]
@@ -382,4 +384,24 @@ async def test_a_swap_on_a_cluster_without_scripting(cluster: list[Server]) -> N
     client: Any = RedisCluster(host=HOST, port=cluster[0].port, username="web", password="x")
     storage = RedisStorage(client, circuit_breaker=False)
     await check_verbs(storage)
+    await client.aclose()
+
+
+async def test_a_user_s_sessions_are_on_several_nodes(cluster: list[Server]) -> None:
+    client: Any = RedisCluster(host=HOST, port=cluster[0].port)
+    storage = RedisStorage(client, max_age=1000, max_per_owner=8)
+    browsers = [Browser(storage) for _ in range(10)]
+
+    def log_in(session: Session) -> None:
+        session.owner = "ann"
+        session.regenerate_id()
+
+    for browser in browsers:
+        await browser.do(log_in)
+    assert len(await storage.sessions_of("ann")) == 8
+    session, _ = await browsers[-1].do(lambda session: session)
+    assert await storage.end_sessions("ann", keep=session) == 7
+    owners = [(await browser.do(lambda session: session.owner))[0] for browser in browsers]
+    assert owners == [None] * 9 + ["ann"]
+    await storage.finish()
     await client.aclose()
