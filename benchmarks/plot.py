@@ -21,7 +21,7 @@ def save(run: Run, path: Path) -> None:
     from matplotlib import patches  # noqa: PLC0415
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
-    figure, panels = plt.subplots(1, len(_PANELS), figsize=(12, 5.5), sharey=True)
+    figure, panels = plt.subplots(1, len(_PANELS), figsize=(10, 5.5), sharey=True)
     rows = list(dict.fromkeys(_row(case) for case in run.timings if _row(case)))
     height = 0.8 / len(run.contenders)
     for case, row in run.timings.items():
