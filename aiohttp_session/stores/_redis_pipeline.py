@@ -94,6 +94,9 @@ class PipelinedConnection:
         self._task = loop.create_task(self._read())
         self._watch_in(self._interval)
 
+    async def start(self) -> None:
+        """Make ready to be the one that all share, or leave."""
+
     def submit(self, operation: Operation, *, is_batched: bool = False) -> asyncio.Future[Any]:
         """Write an operation with all others of this turn; return the future of its reply.
 
@@ -216,16 +219,16 @@ class PipelinedConnection:
                 raise ValueError("Nobody has asked for push messages")
             self._on_push(reply.message)
             return
+        if not isinstance(reply, ErrorReply):
+            raise ValueError("No operation has such a reply")
         entry = self._pending.popleft()
         _, future, _, is_batched, _ = entry
-        is_error = isinstance(reply, ErrorReply)
-        if is_error:
-            reply = self._connection._parser.parse_error(reply.text.decode("utf-8", "replace"))
-            if is_misplaced(reply):
-                self.leave()
+        reply = self._connection._parser.parse_error(reply.text.decode("utf-8", "replace"))
+        if is_misplaced(reply):
+            self.leave()
         if future.done():
             pass
-        elif is_batched or not is_error:
+        elif is_batched:
             future.set_result(reply)
         elif is_final(reply):
             future.set_exception(reply)
@@ -252,7 +255,11 @@ class PipelinedConnection:
         if waiting > self._owner.stall:
             self.give_up()
             return
-        is_idle = not self._pending and now - self._used > self._interval
-        if is_idle or waiting > self._interval or now - self._opened > _MAX_AGE:
+        if waiting > self._interval or self._is_spent(now):
             self.leave()
         self._watch_in(self._interval)
+
+    def _is_spent(self, now: float) -> bool:
+        """Tell whether the client is to have its connection back."""
+        is_idle = not self._pending and now - self._used > self._interval
+        return is_idle or now - self._opened > _MAX_AGE
