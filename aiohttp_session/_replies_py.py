@@ -50,13 +50,13 @@ def read_replies(data: bytes, position: int) -> tuple[list[bytes | int | None], 
     return replies, position
 
 
-def read_tracked(data: bytes, position: int) -> tuple[list[bytes | int | None | str], int]:
+def read_tracked(data: bytes, position: int) -> tuple[list[bytes | int | str | None], int]:
     """Read replies as `read_replies` does, and messages that one key was invalidated among them.
 
     :return: the replies, with the keys in the place of the messages, as str; and the position.
     """
     replies, position = read_replies(data, position)
-    every: list[bytes | int | None | str] = [*replies]
+    every: list[bytes | int | str | None] = [*replies]
     while head := _INVALIDATION.match(data, position):
         if len(head[2]) != int(head[1]):
             break
