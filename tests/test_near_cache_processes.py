@@ -13,9 +13,9 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -27,6 +27,9 @@ from benchmarks import servers
 from benchmarks.servers import HOST, Server
 from tests.proxy import Proxy
 from tests.waiting import until
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 ROOT = Path(__file__).parents[1]
 FAULTS = {"ConnectionError", "ConnectionResetError", "UnsettledError", "TimeoutError"}
@@ -96,7 +99,7 @@ class World:
     def run(self, doing: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.run_until_complete(doing)
 
-    def __enter__(self) -> World:
+    def __enter__(self) -> Self:
         self.start_server()
         for _ in range(2):
             proxy = Proxy(self.port)
@@ -125,7 +128,8 @@ class World:
         """Ask the server itself."""
 
         async def ask() -> Any:
-            async with Redis(host=HOST, port=self.port) as client:
+            client: Any = Redis(host=HOST, port=self.port)
+            async with client:
                 return await client.execute_command(command, *arguments)
 
         return self.run(ask())
@@ -133,7 +137,8 @@ class World:
 
 _world: World
 _processes = st.integers(0, 1)
-_sessions = st.integers(0, 3)
+_ways = st.integers(0, 3)
+_sessions = st.integers(0, 1)
 
 
 class NearCaches(RuleBasedStateMachine):
@@ -146,10 +151,8 @@ class NearCaches(RuleBasedStateMachine):
         self.ids: dict[str, str] = {}  # of the sessions, by user
         self.former: list[tuple[str, str]] = []  # users and ids that are over
         self.value = 0
-        self.stale: list[set[tuple[str, int | None]]] = [
-            set(),
-            set(),
-        ]  # ids and values, allowed yet
+        # Ids and values that a process may be told of yet.
+        self.stale: list[set[tuple[str, int | None]]] = [set(), set()]
         for process in (0, 1):
             self.settle(process)
 
@@ -171,6 +174,22 @@ class NearCaches(RuleBasedStateMachine):
     def user(self, number: int) -> str | None:
         return self.users[number % len(self.users)] if self.users else None
 
+    @contextlib.contextmanager
+    def watched(self, process: int, identity: str, way: int) -> Iterator[None]:
+        """Have the other process keep a session before it is changed, and hear of that."""
+        other = 1 - process
+        if way & 1:
+            self.load_id(other, identity)
+            self.load_id(other, identity)
+        yield
+        if way & 2:
+            self.settle(other)
+            self.load_id(other, identity)
+
+    def load_id(self, process: int, identity: str) -> None:
+        with contextlib.suppress(FaultError):
+            self.check(process, identity, self.ask(process, "load", identity))
+
     def check(self, process: int, identity: str, found: dict[str, Any] | None) -> None:
         owners = {identity: user for user, identity in [*self.ids.items(), *self.former]}
         value = None
@@ -182,7 +201,7 @@ class NearCaches(RuleBasedStateMachine):
 
     @rule(process=_processes)
     def log_in(self, process: int) -> None:
-        if len(self.users) < 4:
+        if len(self.users) < 2:
             user = f"user{len(self.users)}"
             with contextlib.suppress(FaultError):
                 self.ids[user] = self.ask(process, "log_in", user)
@@ -192,22 +211,22 @@ class NearCaches(RuleBasedStateMachine):
     def load(self, process: int, number: int) -> None:
         user = self.user(number)
         if user is not None:
-            with contextlib.suppress(FaultError):
-                self.check(process, self.ids[user], self.ask(process, "load", self.ids[user]))
+            self.load_id(process, self.ids[user])
 
     @rule(process=_processes, number=_sessions)
     def load_by_a_former_id(self, process: int, number: int) -> None:
         if self.former:
             _, identity = self.former[number % len(self.former)]
-            with contextlib.suppress(FaultError):
-                self.check(process, identity, self.ask(process, "load", identity))
+            self.load_id(process, identity)
 
-    @rule(process=_processes, number=_sessions)
-    def write(self, process: int, number: int) -> None:
+    @rule(process=_processes, number=_sessions, way=_ways)
+    def write(self, process: int, number: int, way: int) -> None:
         user = self.user(number)
-        if user is None:
-            return
-        identity = self.ids[user]
+        if user is not None:
+            with self.watched(process, self.ids[user], way):
+                self.write_id(process, self.ids[user])
+
+    def write_id(self, process: int, identity: str) -> None:
         self.value += 1
         before = self.truth(identity)
         self.allow_old(identity, process)
@@ -221,11 +240,14 @@ class NearCaches(RuleBasedStateMachine):
             assert self.truth(identity) == (None if before is None else self.value)
             self.stale[process] = {old for old in self.stale[process] if old[0] != identity}
 
-    @rule(process=_processes, number=_sessions)
-    def move(self, process: int, number: int) -> None:
+    @rule(process=_processes, number=_sessions, way=_ways)
+    def move(self, process: int, number: int, way: int) -> None:
         user = self.user(number)
-        if user is None:
-            return
+        if user is not None:
+            with self.watched(process, self.ids[user], way):
+                self.move_user(process, user)
+
+    def move_user(self, process: int, user: str) -> None:
         old, before = self.ids[user], self.truth(self.ids[user])
         self.allow_old(old)
         with contextlib.suppress(FaultError):
@@ -239,12 +261,14 @@ class NearCaches(RuleBasedStateMachine):
                 self.former.append((user, old))
                 self.ids[user] = new
 
-    @rule(process=_processes, number=_sessions)
-    def log_out(self, process: int, number: int) -> None:
+    @rule(process=_processes, number=_sessions, way=_ways)
+    def log_out(self, process: int, number: int, way: int) -> None:
         user = self.user(number)
-        if user is None:
-            return
-        identity = self.ids[user]
+        if user is not None:
+            with self.watched(process, self.ids[user], way):
+                self.log_out_id(process, self.ids[user])
+
+    def log_out_id(self, process: int, identity: str) -> None:
         self.allow_old(identity)
         with contextlib.suppress(FaultError):
             self.ask(process, "log_out", identity)
@@ -271,28 +295,41 @@ class NearCaches(RuleBasedStateMachine):
             self.ask(process, "settle")
             self.stale[process].clear()
 
-    @rule()
-    def flush(self) -> None:
+    @rule(process=_processes)
+    def flush(self, process: int) -> None:
         for identity in self.ids.values():
+            self.load_id(process, identity)
             self.allow_old(identity)
         _world.look("FLUSHALL")
+        self.settle(process)
+        for identity in self.ids.values():
+            self.load_id(process, identity)
 
-    @rule(process=_processes)
-    def cut(self, process: int) -> None:
-        _world.run(_world.proxies[process].cut())
-
-    @rule()
-    def kill(self) -> None:
-        _world.look("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    @precondition(lambda self: self.ids)
+    @rule(process=_processes, number=_sessions, is_killed=st.booleans())
+    def lose_connections(self, process: int, number: int, is_killed: bool) -> None:
+        """Have a process lose its connections, by the network or the server."""
+        user = self.user(number)
+        assert user is not None
+        identity = self.ids[user]
+        self.load_id(process, identity)
+        if is_killed:
+            _world.look("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        else:
+            _world.run(_world.proxies[process].cut())
+        self.write_id(1 - process, identity)
+        self.settle(process)
+        self.load_id(process, identity)
 
     @rule(process=_processes, number=_sessions)
     def pause(self, process: int, number: int) -> None:
         """Stop a process while another one ends a session."""
         user = self.user(number)
         if user is not None:
+            self.load_id(process, self.ids[user])
             _world.processes[process].pause()
             try:
-                self.log_out(1 - process, number)
+                self.log_out_id(1 - process, self.ids[user])
             finally:
                 _world.processes[process].go_on()
             self.load(process, number)
@@ -304,6 +341,7 @@ class NearCaches(RuleBasedStateMachine):
         user = self.user(number)
         assert user is not None
         identity, proxy = self.ids[user], _world.proxies[process]
+        self.load_id(process, identity)
         proxy.hold()
         try:
             with contextlib.suppress(FaultError):
@@ -324,8 +362,11 @@ class RestartedNearCaches(NearCaches):
 
     @rule()
     def restart(self) -> None:
-        self.flush()
+        for identity in self.ids.values():
+            self.allow_old(identity)
         _world.restart_server()
+        self.settle(0)
+        self.settle(1)
 
 
 @pytest.mark.parametrize("machine", [NearCaches, RestartedNearCaches])
@@ -333,7 +374,7 @@ def test_no_process_is_told_of_what_is_gone(machine: type[NearCaches]) -> None:
     global _world
     profile = settings.get_profile("storages")
     with World() as _world:
-        run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        run_state_machine_as_test(
             machine,
             settings=settings(
                 profile,
@@ -429,23 +470,11 @@ async def test_a_failover_by_sentinel() -> None:
             for key in KEYS:
                 await here.ask("create", key, "old")
                 await there.ask("read", key)
-            ask: Callable[..., Any] = asyncio.to_thread
-            await wait_for_replica(primary)
-            await ask(servers.ask, sentinel, "SENTINEL FAILOVER", "sessions")
-            while b"role:master" not in await ask(servers.ask, replica, "INFO replication"):
-                await asyncio.sleep(0.01)
-            while b"role:slave" not in await ask(servers.ask, primary, "INFO replication"):
-                await asyncio.sleep(0.01)
+            await until(lambda: servers.ask(primary, "WAIT", 1, 1000) == b":1\r\n")
+            servers.ask(sentinel, "SENTINEL FAILOVER", "sessions")
+            await until(lambda: b"role:master" in servers.ask(replica, "INFO replication"))
+            await until(lambda: b"role:slave" in servers.ask(primary, "INFO replication"))
             await answer_of(there, "create", KEYS[0], "new")
             await answer_of(here, "settle", "{slot}")
             assert await here.ask("read", KEYS[0]) == "new"
             await check_coherence(here, there)
-
-
-async def wait_for_replica(primary: Server) -> None:
-    """Wait until a replica has all that was written."""
-
-    def has_all() -> bool:
-        return servers.ask(primary, "WAIT", 1, 1000) == b":1\r\n"
-
-    await until(has_all)
