@@ -123,6 +123,12 @@ class TestKeptRecords:
         records.end_change("k")
         assert records.get("k") == b"2"
 
+    def test_a_change_drops_what_is_kept(self) -> None:
+        records = KeptRecords(10, 1000)
+        self.keep(records, "k", b"1", live_link())
+        records.ask_after_change("k")
+        assert records.get("k") is None
+
     def test_only_the_first_of_several_answers_is_kept(self) -> None:
         records = KeptRecords(10, 1000)
         token = records.ask("k")
@@ -660,6 +666,13 @@ async def test_a_server_that_refuses_is_used_uncached_with_one_warning(
         assert reason in warning
         assert type(process.line) is PipelinedConnection
         await process.close()
+
+
+def test_there_is_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    tracking = _redis_tracking.Tracking(lambda: KeptRecords(1, 1))
+    tracking.give_up("once")
+    tracking.give_up("twice")
+    assert len(caplog.records) == 1
 
 
 async def test_a_proxy_that_closes_is_used_uncached_with_one_warning(

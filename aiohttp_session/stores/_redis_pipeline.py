@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeAlias
 
 from aiohttp_session._core import read_replies
 
-from ._redis_resp import ErrorReply, Push, is_final, is_misplaced, missing, read_odd
+from ._redis_resp import ErrorReply, is_final, is_misplaced, missing, read_odd
 from .batch import Entry
 
 LARGE = 32 * 1024  # bytes: what does not travel with others
@@ -65,26 +65,13 @@ class PipelinedConnection:
 
     :param connection: the client's, open, with no reply under way.
     :param client: which connection this is, as `Fence` names it.
-    :param on_push: is called with what the server says without being asked, in its place among
-        the replies.
-    :param on_end: is called when replies can't be read any more, before anything is repeated.
     """
 
-    def __init__(
-        self,
-        owner: Owner,
-        connection: Any,
-        client: Any,
-        *,
-        on_push: Callable[[list[Any]], object] | None = None,
-        on_end: Callable[[], object] | None = None,
-    ) -> None:
+    def __init__(self, owner: Owner, connection: Any, client: Any) -> None:
         self._loop = loop = asyncio.get_running_loop()
         self._owner = owner
         self._connection = connection
         self._client = client
-        self._on_push = on_push
-        self._on_end = on_end
         self._writer = connection._writer
         self._unsent: list[bytes] = []
         self._pending: deque[Entry[Operation, Any]] = deque()
@@ -159,8 +146,6 @@ class PipelinedConnection:
 
     async def _end(self, *, is_clean: bool) -> None:
         self.leave()
-        if self._on_end is not None:
-            self._on_end()
         pending, self._pending = self._pending, deque()
         unsent, self._unsent = len(self._unsent), []
         sent = [pending.popleft() for _ in range(len(pending) - unsent)]
@@ -214,11 +199,6 @@ class PipelinedConnection:
             self._hand_out_odd(reply)
 
     def _hand_out_odd(self, reply: Any) -> None:
-        if isinstance(reply, Push):
-            if self._on_push is None:
-                raise ValueError("Nobody has asked for push messages")
-            self._on_push(reply.message)
-            return
         if not isinstance(reply, ErrorReply):
             raise ValueError("No operation has such a reply")
         entry = self._pending.popleft()
