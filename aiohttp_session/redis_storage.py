@@ -8,7 +8,7 @@ from ._options import Unpack, show_options
 from .server_storage import ServerOptions, ServerStorage
 from .stores import Store
 from .stores._redis_client import library
-from .stores.near_cache import NearCache
+from .stores.near_cache import NearCache, NearCacheInfo
 from .stores.outage import CircuitBreaker
 from .stores.redis import RedisStore
 
@@ -64,3 +64,8 @@ class RedisStorage(ServerStorage):
             store = NearCache(store, redis_store, max_records=near_cache)
         super().__init__(store, **options)
         self._redis = redis_pool
+        self._near_cache = store if isinstance(store, NearCache) else None
+
+    def near_cache_info(self) -> NearCacheInfo | None:
+        """Say what the near cache holds, and how it has served; None if there is none."""
+        return None if self._near_cache is None else self._near_cache.near_cache_info()

@@ -370,6 +370,11 @@ async def test_what_is_read_is_kept(here: Process) -> None:
     assert here.near.near_cache_info()[:2] == (1, 2)
 
 
+async def test_what_is_kept_can_be_asked_for(here: Process, redis_server: Server) -> None:
+    assert here.storage.near_cache_info() == here.near.near_cache_info()
+    assert RedisStorage(here.client).near_cache_info() is None
+
+
 async def test_what_is_written_is_kept(here: Process) -> None:
     await here.near.create("k", b"1", 60)
     assert await here.is_hit("k", b"1")
