@@ -558,3 +558,20 @@ async def test_errors_hold_nothing_of_the_session(client: Any) -> None:
     with pytest.raises(exceptions.ResponseError) as caught:
         await storage.load_session(request_of("secret"))
     assert not re.search("secret", str(caught.value))
+
+
+async def test_after_a_pause_of_the_process_replies_that_have_come_are_read(
+    proxy: Proxy, client: Any, loop_clock: LoopClock
+) -> None:
+    storage = RedisStorage(client, timeout=PATIENCE)
+    await login(storage, "a")
+    assert (await storage.load_session(request_of("a")))["user"] == "a"
+    proxy.hold()
+    load = asyncio.ensure_future(storage.load_session(request_of("a")))
+    await until(lambda: proxy.held_replies)
+    connections = proxy.accepted
+    loop_clock.advance(0.9 * PATIENCE)
+    await turns()
+    proxy.resume()
+    assert (await load)["user"] == "a"
+    assert proxy.accepted == connections
