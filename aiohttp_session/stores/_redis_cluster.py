@@ -42,17 +42,11 @@ class Cluster:
         node = self._find_node(operation[0])
         if node is not None:
             return self._server(node).resubmit(operation, since, size)
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
-        self._unrouted.put((operation, future, size, False, since), loop)
-        return future
+        return self._unrouted.submit(operation, size, since=since)
 
     def submit_call(self, operation: Operation, since: float) -> asyncio.Future[Any]:
         """Do an operation by the client's own methods."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
-        self._calls.put((operation, future, 0, False, since), loop)
-        return future
+        return self._calls.submit(operation, since=since)
 
     async def finish(self) -> None:
         """Wait until nothing is under way, and give all connections back."""

@@ -117,17 +117,11 @@ class Server:
 
         :param since: when it was first submitted (loop time).
         """
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
-        self._batch.put((operation, future, size, False, since), loop)
-        return future
+        return self._batch.submit(operation, size, since=since)
 
     def submit_call(self, operation: Operation, since: float) -> asyncio.Future[Any]:
         """Do an operation by the client's own methods."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
-        self._calls.put((operation, future, 0, False, since), loop)
-        return future
+        return self._calls.submit(operation, since=since)
 
     def note_size(self, key: str, size: int = 0) -> int:
         """Take down the size of a record if it is large.

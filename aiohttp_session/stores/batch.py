@@ -61,16 +61,23 @@ class Batch(Generic[_Operation, _Result]):
         self._timer_due = 0.0
 
     def submit(
-        self, operation: _Operation, size: int = 0, *, droppable: bool = False
+        self,
+        operation: _Operation,
+        size: int = 0,
+        *,
+        droppable: bool = False,
+        since: float | None = None,
     ) -> asyncio.Future[_Result]:
         """Queue an operation, and return the future of its result.
 
         :param size: bytes that it sends or receives, as far as that is known.
         :param droppable: don't begin it if its waiter has been cancelled by then.
+        :param since: when its time began (loop time); by default now.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[_Result] = loop.create_future()
-        self.put((operation, future, size, droppable, loop.time()), loop)
+        begun = loop.time() if since is None else since
+        self.put((operation, future, size, droppable, begun), loop)
         return future
 
     def put(self, entry: Entry[_Operation, _Result], loop: asyncio.AbstractEventLoop) -> None:
