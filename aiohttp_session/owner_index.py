@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, NamedTuple, TypeAlias
@@ -19,10 +18,8 @@ from . import settling
 from ._core import decode, encode
 from .log import log
 from .record_keys import RecordKeys
-from .settling import MARK_TTL
+from .settling import ATTEMPTS, MARK_TTL
 from .stores import Store
-
-_ATTEMPTS = 100
 
 
 class SessionInfo(NamedTuple):
@@ -116,13 +113,12 @@ class OwnerIndex:
 
         await self._change(owner, change, may_make=True)
 
-    async def leave(self, owner: str, *identities: str) -> None:
-        """Have the index forget sessions whose records have been deleted."""
-        names = {self._keys.tail(identity) for identity in identities}
+    async def leave(self, owner: str, identity: str) -> None:
+        """Have the index forget a session whose record has been deleted."""
+        name = self._keys.tail(identity)
 
         async def change(entries: dict[str, Entry]) -> None:
-            for name in names & entries.keys():
-                del entries[name]
+            entries.pop(name, None)
 
         await self._change(owner, change)
 
@@ -162,7 +158,7 @@ class OwnerIndex:
         key = self._keys.of_owner(owner)
         async with self._turn(key):
             record = await self._store().read(key)
-            for attempt in range(_ATTEMPTS):
+            for attempt in range(ATTEMPTS):
                 if record is None and not may_make:
                     return
                 entries = self._decode(record)
@@ -172,9 +168,9 @@ class OwnerIndex:
                 if found is payload:
                     return
                 record = found
-                await asyncio.sleep(random.uniform(0, 0.001 * min(attempt, 20)))  # noqa: S311
+                await settling.pause(attempt)
         raise settling.ConflictError(
-            f"The index of a user's sessions could not be changed in {_ATTEMPTS} attempts: other "
+            f"The index of a user's sessions could not be changed in {ATTEMPTS} attempts: other "
             "requests kept changing it"
         )
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import random
-from asyncio import sleep
 from collections.abc import Callable
 from time import monotonic
 from typing import Any, Literal
@@ -20,14 +18,12 @@ from .log import log
 from .merging import Changes, Record
 from .owned_sessions import OwnedSessions, Save
 from .record_keys import random_id
-from .settling import MARK_TTL, MOVED, ConflictError, is_ended
+from .settling import ATTEMPTS, MARK_TTL, MOVED, ConflictError, is_ended
 from .stores import Store, UnsettledError
 
-_ATTEMPTS = 100
 _EMPTIED = b"{}"
 _CONFLICT = (
-    f"A session could not be merged in {_ATTEMPTS} attempts: other requests kept changing its "
-    "record"
+    f"A session could not be merged in {ATTEMPTS} attempts: other requests kept changing its record"
 )
 
 
@@ -205,7 +201,7 @@ class ServerStorage(OwnedSessions):
         key = self._keys.get(session.identity)
         changes = None
         async with self._limit(monotonic()), self._turn(key):
-            for attempt in range(_ATTEMPTS):
+            for attempt in range(ATTEMPTS):
                 # An emptied record stays for a while, so that what another request adds finds
                 # something to be added to.
                 empty = session.empty
@@ -220,7 +216,7 @@ class ServerStorage(OwnedSessions):
                 changes = changes or Changes(self._read_record(record), session)
                 changes.apply(session, self._read_record(found))
                 record = found
-                await sleep(random.uniform(0, 0.001 * min(attempt, 20)))  # noqa: S311
+                await settling.pause(attempt)
         raise ConflictError(_CONFLICT)
 
     async def _move(self, session: Session, record: bytes) -> bool:
@@ -232,7 +228,7 @@ class ServerStorage(OwnedSessions):
         old_key = self._keys.get(session.identity)
         changes = None
         async with self._limit(since), self._turn(old_key):
-            for attempt in range(_ATTEMPTS):
+            for attempt in range(ATTEMPTS):
                 if session.empty:  # by what others did meanwhile
                     return await self._end(session, record)
                 identity, payload = await self._create_anew(session, since)
@@ -253,7 +249,7 @@ class ServerStorage(OwnedSessions):
                 changes = changes or Changes(self._read_record(record), session)
                 changes.apply(session, self._read_record(found))
                 record = found
-                await sleep(random.uniform(0, 0.001 * min(attempt, 20)))  # noqa: S311
+                await settling.pause(attempt)
         raise ConflictError(_CONFLICT)
 
     # What they are made of.

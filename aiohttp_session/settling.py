@@ -6,8 +6,13 @@ could undo what somebody else has written since; so the record is looked at firs
 
 from __future__ import annotations
 
+import random
+from asyncio import sleep
+
 from .stores import Store, UnsettledError
 
+ATTEMPTS = 100
+"""How often a record that others keep changing is tried to be changed."""
 MARK_TTL = 60  # seconds: a mark must outlive the requests that have read the record before
 MOVED = b'{"moved":'
 """How the mark begins that stays under the former id of a session; nothing follows it."""
@@ -15,6 +20,11 @@ MOVED = b'{"moved":'
 
 class ConflictError(RuntimeError):
     """A session could not be saved, because other requests kept changing its record."""
+
+
+async def pause(attempt: int) -> None:
+    """Wait a little before the next attempt, the longer the more there were."""
+    await sleep(random.uniform(0, 0.001 * min(attempt, 20)))  # noqa: S311
 
 
 def is_ended(record: bytes | None) -> bool:

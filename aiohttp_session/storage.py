@@ -37,6 +37,8 @@ class SessionData(TypedDict, total=False):
     created: int
     session: dict[str, Any]
     issued: int  # only with a `lifetime`
+    owner: str  # only if it has one
+    listed: int  # only with an owner, in server storages
     max_age: int | None  # only if it is not the storage's
 
 

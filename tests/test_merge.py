@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 from pytest_aiohttp.plugin import AiohttpClient
 
-from aiohttp_session import ConflictError, Session, get_session, server_storage, setup
+from aiohttp_session import ConflictError, Session, get_session, settling, setup
 from aiohttp_session.server_storage import ServerStorage
 from tests.contract import NAME, Browser, spy
 from tests.stores import MakeStorage, YieldingStorage, make_storage, stored
@@ -172,7 +172,7 @@ async def test_a_record_that_always_changes_is_an_error_in_the_end(
     async def swap(*args: object) -> bool:
         return False
 
-    monkeypatch.setattr(server_storage, "sleep", sleep)
+    monkeypatch.setattr(settling, "sleep", sleep)
     store = YieldingStorage(on_conflict="merge")
     browser = Browser(store)
     await browser.set(x="secret")

@@ -17,7 +17,7 @@ from aiohttp_session import (
     UnsettledError,
     get_session,
     new_session,
-    server_storage,
+    settling,
     setup,
 )
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
@@ -467,7 +467,7 @@ async def test_a_session_that_always_changes_can_t_move(monkeypatch: pytest.Monk
     async def no_pause(seconds: float) -> None:
         assert 0 <= seconds <= 0.02
 
-    monkeypatch.setattr(server_storage, "sleep", no_pause)
+    monkeypatch.setattr(settling, "sleep", no_pause)
     monkeypatch.setattr(storage.store, "swap", swap)
     with pytest.raises(ConflictError, match="in 100 attempts") as raised:
         await browser.do(log_in)
