@@ -39,6 +39,7 @@ from .server_storage import ServerStorage
 from .settling import ConflictError
 from .storage import AbstractStorage
 from .stores import Store
+from .stores.outage import is_outage
 from .stores.telemetry import TelemetryStore, fail
 
 if TYPE_CHECKING:
@@ -277,4 +278,4 @@ class _Reporting:
 def _failure(error: BaseException) -> str:
     if isinstance(error, ConflictError):
         return "conflict"
-    return "unavailable" if isinstance(error, (ConnectionError, TimeoutError)) else "failed"
+    return "unavailable" if is_outage(error) else "failed"

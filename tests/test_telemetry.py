@@ -19,6 +19,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from aiohttp_session import AbstractStorage, Session, SimpleCookieStorage, get_session
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
@@ -147,6 +148,7 @@ async def test_the_outcomes_of_a_cookie_storage(
     [
         (ConnectionResetError("secret"), "unavailable", "ConnectionResetError"),
         (TimeoutError("secret"), "unavailable", "TimeoutError"),
+        (RedisConnectionError("secret"), "unavailable", "redis.exceptions.ConnectionError"),
         (ValueError("secret"), "failed", "ValueError"),
         (aiomcache.ClientException("secret"), "failed", "aiomcache.exceptions.ClientException"),
     ],
