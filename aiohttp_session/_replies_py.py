@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 
-__all__ = ("read_replies", "read_values")
+__all__ = ("read_replies", "read_tracked", "read_values")
 
 _HEAD = re.compile(rb"VALUE ([!-~\x80-\xff]+) 0 ([0-9]{1,9}) ([0-9]{1,20})\r\n")
 _REPLY = re.compile(rb"(?:\$([0-9]{1,9})|:(-?[0-9]{1,18})|\+([^\r\n]*)|\$-1|_)\r\n")
+
+_INVALIDATION = re.compile(rb">2\r\n\$10\r\ninvalidate\r\n\*1\r\n\$([0-9]{1,9})\r\n([!-~]+)\r\n")
 
 
 def read_values(data: bytes, position: int) -> tuple[list[tuple[bytes, bytes, bytes]], int]:
@@ -46,3 +48,19 @@ def read_replies(data: bytes, position: int) -> tuple[list[bytes | int | None], 
         replies.append(text if number is None else int(number))
         position = stop
     return replies, position
+
+
+def read_tracked(data: bytes, position: int) -> tuple[list[bytes | int | str | None], int]:
+    """Read replies as `read_replies` does, and messages that one key was invalidated among them.
+
+    :return: the replies, with the keys in the place of the messages, as str; and the position.
+    """
+    replies, position = read_replies(data, position)
+    every: list[bytes | int | str | None] = [*replies]
+    while head := _INVALIDATION.match(data, position):
+        if len(head[2]) != int(head[1]):
+            break
+        every.append(head[2].decode("ascii"))
+        replies, position = read_replies(data, head.end())
+        every += replies
+    return every, position

@@ -124,7 +124,7 @@ class OwnerIndex:
 
     async def list(self, owner: str) -> list[SessionInfo]:
         """List the sessions, the newest first."""
-        entries = self._decode(await self._store().read(self._keys.of_owner(owner)))
+        entries = self._decode(await self._store().read_latest(self._keys.of_owner(owner)))
         found = await self._find(entries)
         sessions = [
             SessionInfo(_handle(name), entries[name].since, *record[1:])
@@ -157,7 +157,7 @@ class OwnerIndex:
         """Change an index: again if it was changed by others meanwhile."""
         key = self._keys.of_owner(owner)
         async with self._turn(key):
-            record = await self._store().read(key)
+            record = await self._store().read_latest(key)
             for attempt in range(ATTEMPTS):
                 if record is None and not may_make:
                     return
@@ -249,7 +249,7 @@ class OwnerIndex:
 
 
 async def _read(store: Store, key: str) -> bytes | None:
-    return await store.read(key)
+    return await store.read_latest(key)
 
 
 def _newest_first(entries: Mapping[str, Entry]) -> list[str]:

@@ -19,6 +19,7 @@ from . import (
     load,
     machine,
     measuring,
+    near,
     outage,
     owners,
     plot,
@@ -84,9 +85,13 @@ def _run_scale(options: argparse.Namespace) -> int:
         _OUT.print(table.for_terminal(table.scale_rows(run, axis, members), title))
     names = [name for name in run.contenders if name != "reference"]
     rounds = _rounds(options)
-    with _progress(scale.count_memory_steps(names, rounds)) as step:
-        found = list(scale.measure_memory(names, rounds, step))
-    _OUT.print(table.for_terminal(table.memory_rows(found), "Sessions in MemoryStorage"))
+    storages = [case.storage for case in scale.MEMORY]
+    with (
+        _stores(options, storages) as (stores, missing),
+        _progress(scale.count_memory_steps(names, rounds)) as step,
+    ):
+        found = list(scale.measure_memory(names, rounds, stores, missing, step))
+    _OUT.print(table.for_terminal(table.memory_rows(found), "Sessions in the memory of a process"))
     _print_facts({**run.contenders, **run.machine})
     if options.json:
         run.save(options.json)
@@ -123,9 +128,19 @@ def _run_owners(options: argparse.Namespace) -> int:
     return 0
 
 
+def _run_near(options: argparse.Namespace) -> int:
+    with _stores(options, ["redis near"]) as (stores, missing), _progress(1) as step:
+        found = [] if missing else [near.measure(stores, step)]
+    title = "A log-out that another process sees: milliseconds after it was answered"
+    _OUT.print(table.for_terminal(table.near_rows(found), title))
+    _print_facts({**missing, **machine.describe()})
+    return 0
+
+
 _MODES = {
     "cases": _run_cases,
     "load": _run_load,
+    "near": _run_near,
     "outage": _run_outage,
     "owners": _run_owners,
     "scale": _run_scale,
@@ -168,15 +183,16 @@ def _stores(
     options: argparse.Namespace, needed: list[str]
 ) -> Iterator[tuple[Stores, dict[str, str]]]:
     """Give the servers that storages need, and say why the missing ones can't be had."""
-    found, missing = {"redis": options.redis, "memcached": options.memcached}, {}
+    found: dict[str, str | None] = {"redis": options.redis, "memcached": options.memcached}
+    missing: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
-        for name in SERVERS:
-            if name not in needed or found[name]:
+        for name in dict.fromkeys(SERVERS[storage] for storage in needed if storage in SERVERS):
+            if found[name]:
                 continue
             try:
                 server = stack.enter_context(getattr(servers, name)())
             except servers.MissingServerError as error:
-                missing[name] = f"not run: {error}"
+                missing |= {s: f"not run: {error}" for s in SERVERS if SERVERS[s] == name}
             else:
                 scheme = "redis://" if name == "redis" else ""
                 found[name] = f"{scheme}{servers.HOST}:{server.port}"

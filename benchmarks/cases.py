@@ -110,6 +110,13 @@ def _redis(stores: Stores) -> AbstractStorage:
     return RedisStorage(redis.from_url(stores.redis, max_connections=1000))
 
 
+def _redis_near(stores: Stores) -> AbstractStorage:
+    if IS_REFERENCE:  # has none
+        return _redis(stores)
+    assert stores.redis is not None
+    return RedisStorage(redis.from_url(stores.redis, max_connections=1000), near_cache=10**7)
+
+
 def _memcached(stores: Stores) -> AbstractStorage:
     assert stores.memcached is not None
     host, _, port = stores.memcached.rpartition(":")
@@ -131,9 +138,11 @@ STORAGES: dict[str, Callable[[Stores], AbstractStorage]] = {
     "memory": lambda stores: MemoryStorage(max_sessions=10**7, max_bytes=10**10),
     "traced": _traced,
     "redis": _redis,
+    "redis near": _redis_near,
     "memcached": _memcached,
 }
-SERVERS = ("redis", "memcached")
+SERVERS = {"redis": "redis", "redis near": "redis", "memcached": "memcached"}
+"""What runs on a server, and on which."""
 ONLY_HERE = ("memory", "traced")  # the reference package has no such storage
 
 

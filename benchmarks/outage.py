@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import load, load_server, servers
-from .cases import Stores
+from .cases import SERVERS, Stores
 from .contenders import Contender
 
 TIMEOUT = 5.0  # seconds: the storages' own
@@ -89,7 +89,7 @@ def measure(
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         with (
-            getattr(servers, storage)() as server,
+            getattr(servers, SERVERS[storage])() as server,
             _contender(contender_name, storage, server, uvloop=uvloop) as contender,
         ):
             asyncio.run(_Client(contender, outage).run(server))
@@ -103,7 +103,9 @@ def _contender(
     name: str, storage: str, server: servers.Server, *, uvloop: bool
 ) -> Iterator[Contender]:
     address = f"{servers.HOST}:{server.port}"
-    stores = Stores(f"redis://{address}") if storage == "redis" else Stores(memcached=address)
+    stores = (
+        Stores(f"redis://{address}") if SERVERS[storage] == "redis" else Stores(memcached=address)
+    )
     setting = {"stores": stores, "core": None, "uvloop": uvloop, "storage": storage}
     contender = Contender(name, setting, "load_server")
     try:

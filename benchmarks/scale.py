@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import NamedTuple
 
 from .cases import ONLY_HERE, SERVERS, STORAGES, Case, Stores
@@ -39,33 +39,47 @@ AXES = {
 }
 """What grows: a field of `Case`, and the cases that show it."""
 
-_MEMORY = [Case("memory", "read", stored=stored) for stored in _STORED]
+MEMORY = [
+    Case(storage, "read", stored=stored)
+    for storage in ("memory", "redis near")
+    for stored in _STORED
+]
+"""Where sessions are kept in the process."""
 
 
 class Stored(NamedTuple):
     """What many sessions in memory cost."""
 
     contender: str
+    storage: str
     sessions: int
     bytes: float  # a session, with all that belongs to it
     read: float  # microseconds of CPU time over a bare handler
 
 
-def measure_memory(names: list[str], rounds: int, step: Callable[[str], None]) -> Iterator[Stored]:
-    """Measure `MemoryStorage` with ever more sessions, in a process of its own each time."""
+def measure_memory(
+    names: list[str],
+    rounds: int,
+    stores: Stores,
+    missing: Container[str],
+    step: Callable[[str], None],
+) -> Iterator[Stored]:
+    """Measure ever more sessions, in a process of its own each time."""
     for name in names:
         if name == "reference":
             continue
-        for case in _MEMORY:
-            contender = Contender(name, Stores())
+        for case in MEMORY:
+            if case.storage in missing:
+                continue
+            contender = Contender(name, stores)
             try:
                 timings = measure([contender], [case], rounds, step)[case]
                 used = contender.ask("memory", **dataclasses.asdict(case))
             finally:
                 contender.close()
-            yield Stored(name, case.stored, used / case.stored, timings[name].cost)
+            yield Stored(name, case.storage, case.stored, used / case.stored, timings[name].cost)
 
 
 def count_memory_steps(names: list[str], rounds: int) -> int:
     """Return how often `measure_memory` calls its step."""
-    return len(set(names) - {"reference"}) * count_steps(_MEMORY, rounds)
+    return len(set(names) - {"reference"}) * count_steps(MEMORY, rounds)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import gc
 import random
 import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -81,14 +83,16 @@ def _resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE
 
 
-async def _on_redis(requests: int) -> None:
+async def _on_redis(requests: int, near_cache: int = 0) -> None:
     from redis.asyncio import Redis  # noqa: PLC0415
 
     from aiohttp_session.redis_storage import RedisStorage  # noqa: PLC0415
 
     with servers.redis() as server:
         client: Any = Redis(host=servers.HOST, port=server.port)
-        await soak(RedisStorage(client, max_age=_MAX_AGE), requests)
+        storage = RedisStorage(client, max_age=_MAX_AGE, near_cache=near_cache)
+        await soak(storage, requests)
+        print(storage.near_cache_info() or "no near cache")
         await client.aclose()
 
 
@@ -105,9 +109,13 @@ async def _on_memcached(requests: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("store", choices=["redis", "memcached"])
+    parser.add_argument("store", choices=["redis", "redis-near", "memcached"])
     parser.add_argument("--requests", type=int, default=1_000_000)
     arguments = parser.parse_args()
-    asyncio.run(
-        {"redis": _on_redis, "memcached": _on_memcached}[arguments.store](arguments.requests)
-    )
+    stores: dict[str, Callable[[int], Coroutine[Any, Any, None]]] = {
+        "redis": _on_redis,
+        # Fewer than there are users: some have to go.
+        "redis-near": functools.partial(_on_redis, near_cache=_USERS // 2),
+        "memcached": _on_memcached,
+    }
+    asyncio.run(stores[arguments.store](arguments.requests))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from .cases import Case
 from .load import Load
 from .measuring import Timing
+from .near import Delays
 from .outage import Outage
 from .owners import ENDED, Owned
 from .results import Run, ratio
@@ -153,10 +154,19 @@ def scale_rows(run: Run, axis: str, cases: list[Case]) -> Rows:
 def memory_rows(found: list[Stored]) -> Rows:
     """Make a row for each number of sessions in memory."""
     rows = [
-        [entry.contender, f"{entry.sessions:,}", f"{entry.bytes:,.0f}", f"{entry.read:.1f}"]
+        [
+            *(entry.storage, entry.contender, f"{entry.sessions:,}"),
+            *(f"{entry.bytes:,.0f}", f"{entry.read:.1f}"),
+        ]
         for entry in found
     ]
-    return Rows(["contender", "sessions", "bytes a session", "read"], [rows])
+    return Rows(["storage", "contender", "sessions", "bytes a session", "read"], [rows])
+
+
+def near_rows(found: list[Delays]) -> Rows:
+    """Make a row for what log-outs took."""
+    rows = [[f"{entry.log_outs:,}", f"{entry.median:.3f}", f"{entry.worst:.3f}"] for entry in found]
+    return Rows(["log-outs", "median", "worst"], [rows])
 
 
 def for_terminal(table: Rows, title: str) -> Table:

@@ -26,6 +26,7 @@ import aiohttp_session
 
 from .cases import (
     OPERATIONS,
+    SERVERS,
     STEPS,
     STORAGES,
     Case,
@@ -143,7 +144,7 @@ class RequestCase:
                 raise WrongAnswerError(f"{case.name}: expected {expected!r}, found {found!r}")
             if case.operation in {"untouched", "read"} and "Set-Cookie" in response.headers:
                 raise WrongAnswerError(f"{case.name}: a cookie was set")
-            if case.operation == "logout" and case.storage in {"memory", "redis", "memcached"}:
+            if case.operation == "logout" and case.storage in {"memory", *SERVERS}:
                 found = await self._load(cookie)
                 if found:
                     raise WrongAnswerError(f"{case.name}: the record is still there: {found!r}")

@@ -3,9 +3,12 @@
 """What memcached and Redis reply, compiled: one pass over the bytes."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.unicode cimport PyUnicode_DecodeASCII
 from libc.string cimport memcmp
 
 from . import _replies_py
+
+cdef const char* _INVALIDATION = b">2\r\n$10\r\ninvalidate\r\n*1\r\n$"
 
 # Behind the last byte of a bytes object there is a NUL, at which every scan ends.
 
@@ -57,9 +60,23 @@ def read_replies(data, position):
     """
     if not _is_usual(data, position):
         return _replies_py.read_replies(data, position)
+    return _read_resp(data, position, False)
+
+
+def read_tracked(data, position):
+    """Read replies as `read_replies` does, and messages that one key was invalidated among them.
+
+    :return: the replies, with the keys in the place of the messages, as str; and the position.
+    """
+    if not _is_usual(data, position):
+        return _replies_py.read_tracked(data, position)
+    return _read_resp(data, position, True)
+
+
+cdef _read_resp(bytes data, Py_ssize_t position, bint is_tracked):
     cdef const unsigned char* text = <const unsigned char*>PyBytes_AS_STRING(data)
     cdef Py_ssize_t end = PyBytes_GET_SIZE(data), done = position
-    cdef Py_ssize_t i
+    cdef Py_ssize_t i, key
     cdef long long number
     replies = []
     while done < end:
@@ -89,6 +106,17 @@ def read_replies(data, position):
             while i < end and text[i] != c"\r" and text[i] != c"\n":
                 i += 1
             reply = PyBytes_FromStringAndSize(<const char*>text + done + 1, i - done - 1)
+        elif is_tracked and end - done > 26 and memcmp(text + done, _INVALIDATION, 26) == 0:
+            i = _read_digits(text, done + 26, 9, &number)
+            if i == 0 or not _is_line_end(text, i, end):
+                break
+            key = i + 2
+            i = key
+            while c"!" <= text[i] <= c"~":
+                i += 1
+            if i == key or i - key != number:
+                break
+            reply = PyUnicode_DecodeASCII(<const char*>text + key, number, NULL)
         else:
             break
         if not _is_line_end(text, i, end):

@@ -36,6 +36,8 @@ class Proxy:
     """Bytes of a reply that are passed on at a time, with a turn of the loop between."""
     reply_budget: int | None = None
     """Bytes of replies that are still passed on; the one that exceeds it ends its connection."""
+    intolerable: bytes | None = None
+    """What ends the connection of a client that sends it."""
     fake_reply: bytes | None = None
     """Sent in place of each read from the server."""
     fake_replies: int | None = None
@@ -142,6 +144,8 @@ class Proxy:
     ) -> None:
         with contextlib.suppress(OSError):
             while data := await client.read(2**16):
+                if self.intolerable is not None and self.intolerable in data:
+                    return
                 self.held_requests += 1
                 try:
                     await self._asking.wait()

@@ -22,6 +22,7 @@ from benchmarks import (
     contenders,
     load,
     load_client,
+    near,
     outage,
     owners,
     plot,
@@ -32,6 +33,7 @@ from benchmarks import (
 from benchmarks.cases import CASES, Case, Stores
 from benchmarks.contenders import Contender, ContenderError
 from benchmarks.measuring import Timing, catch_up, measure
+from benchmarks.servers import HOST, Server
 from benchmarks.worker import RequestCase, StepCase, WrongAnswerError
 from tests.waiting import PATIENCE, until
 
@@ -372,6 +374,17 @@ def test_an_outage_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen.unanswered == seen.not_sent == seen.recovery == 0
     (group,) = table.outage_rows([seen]).groups
     assert group[0][:2] == ["memcached", "compiled"]
+
+
+def test_log_outs_that_another_process_sees_are_measured(
+    redis_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(near, "LOG_OUTS", 5)
+    found = near.measure(Stores(f"redis://{HOST}:{redis_server.port}"))
+    assert found.log_outs == 5
+    assert found.median <= found.worst
+    (group,) = table.near_rows([found]).groups
+    assert group[0][0] == "5"
 
 
 def test_a_user_s_sessions_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from aiohttp_session.stores import UnsettledError, _redis_fence
-from aiohttp_session.stores._redis_pipeline import READ, WRITE, PipelinedConnection
+from aiohttp_session.stores._redis_pipeline import WRITE
 from aiohttp_session.stores._redis_resp import pack
 from aiohttp_session.stores.redis import RedisStore
 from benchmarks import servers
@@ -375,30 +375,6 @@ async def test_a_write_that_cannot_be_settled_says_so(
 
 async def test_a_fake_needs_no_fence() -> None:
     assert await _redis_fence.Fence().open(object()) is None
-
-
-async def test_what_a_tracked_connection_is_told(client: Any, direct: Any) -> None:
-    store = RedisStore(client)
-    server = store._servers.get()
-    connection = await client.connection_pool.get_connection()
-    said: list[Any] = []
-    ended: list[bool] = []
-    pipeline = PipelinedConnection(
-        server, connection, None, on_push=said.append, on_end=lambda: ended.append(True)
-    )
-    hello, tracking, read = [
-        pipeline.submit(("k", pack(*words.encode().split()), client.get, READ), is_batched=True)
-        for words in ("HELLO 3", "CLIENT TRACKING ON NOLOOP", "GET k")
-    ]
-    assert (b"proto", 3) in await hello
-    assert await tracking == b"OK"
-    assert await read is None
-    await direct.set("k", b"1")
-    while not said:  # noqa: ASYNC110
-        await asyncio.sleep(0)
-    assert said == [[b"invalidate", [b"k"]]]
-    await pipeline.abort()
-    assert ended == [True]
 
 
 async def test_where_the_fence_is_refused_an_unknown_fate_is_an_error(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from aiohttp_session._core import read_replies, read_values
+from aiohttp_session._core import read_replies, read_tracked, read_values
 
 RECORDS = st.lists(
     st.tuples(
@@ -121,3 +121,48 @@ def test_replies_of_redis_are_read_as_far_as_they_are_complete(
 def test_what_is_no_usual_reply_is_left(other: bytes) -> None:
     assert read_replies(other, 0) == ([], 0)
     assert read_replies(b":1\r\n" + other, 0) == ([1], 4)
+
+
+KEYS = st.from_regex(r"[!-~]{1,20}", fullmatch=True)
+
+
+def write_invalidation(key: str) -> bytes:
+    return b">2\r\n$10\r\ninvalidate\r\n*1\r\n$%d\r\n%b\r\n" % (len(key), key.encode())
+
+
+@given(st.lists(REPLIES | KEYS, max_size=4), FORMS)
+def test_invalidations_are_read_among_the_replies(
+    parts: list[list[bytes | int | None] | str], null: bytes
+) -> None:
+    every: list[bytes | int | str | None] = []
+    texts = []
+    for part in parts:
+        if isinstance(part, str):
+            every.append(part)
+            texts.append(write_invalidation(part))
+        else:
+            every += part
+            texts += [write_reply(reply, null) for reply in part]
+    ends = [sum(map(len, texts[:count])) for count in range(len(texts) + 1)]
+    text = b"".join(texts)
+    for cut in range(len(text) + 1):
+        whole = sum(end <= cut for end in ends) - 1
+        assert read_tracked(b"before" + text[:cut], 6) == (every[:whole], 6 + ends[whole])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        *(b">2\r\n$10\r\ninvalidate\r\n_\r\n", b">2\r\n$10\r\ninvalidate\r\n*0\r\n"),
+        b">2\r\n$10\r\ninvalidate\r\n*2\r\n$1\r\nk\r\n$1\r\nl\r\n",
+        b">2\r\n$7\r\nmessage\r\n*1\r\n$1\r\nk\r\n",
+        *(b"%b$%b\r\n" % (write_invalidation("")[:-6], size) for size in (b"", b"0\r\n", b"-1")),
+        *(b"%b$1\r\n%b\r\n" % (write_invalidation("")[:-6], key) for key in (b"", b" ", b"\xff")),
+        *(b"%b$1\r\n%b\r\n" % (write_invalidation("")[:-6], key) for key in (b"kk", b"\r", b"\0")),
+        b"%b$2\r\nk\r\n" % write_invalidation("")[:-6],
+    ],
+)
+def test_what_is_no_usual_invalidation_is_left(other: bytes) -> None:
+    assert read_tracked(other, 0) == ([], 0)
+    assert read_tracked(b":1\r\n" + other, 0) == ([1], 4)
+    assert read_replies(write_invalidation("k"), 0) == ([], 0)

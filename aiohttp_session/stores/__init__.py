@@ -37,6 +37,10 @@ class Store(abc.ABC):
     def read(self, key: str) -> Awaitable[bytes | None]:
         """Return the record under a key, or None if there is none."""
 
+    def read_latest(self, key: str) -> Awaitable[bytes | None]:
+        """Return the record under a key as it is now, also where reads may be a moment behind."""
+        return self.read(key)
+
     @abc.abstractmethod
     async def create(self, key: str, payload: bytes, ttl: int | None) -> None:
         """Store a record under a key, whether or not there is one."""

@@ -71,6 +71,23 @@ async def swap_by_transaction(
         return True
 
 
+def why_not_shared(client: Any) -> str | None:
+    """Tell why no connection of a client's can be pipelined; None if one can, for all one knows."""
+    if hasattr(client, "get_node_from_key"):
+        places = list(client.nodes_manager.startup_nodes.values())
+    else:
+        reason = why_not_plain(client)
+        if reason is not None:
+            return reason
+        places = [client.connection_pool]
+    for place in places:
+        if not _is_below(place.connection_class):
+            return f"its {place.connection_class.__name__} has methods of its own"
+        if getattr(place, "max_connections", WORKERS) <= WORKERS:
+            return f"max_connections must be more than {WORKERS}"
+    return None
+
+
 def has_successor(client: Any) -> bool:
     """Tell whether another server may take over, as in a cluster or with Sentinel."""
     pool = getattr(client, "connection_pool", None)
@@ -91,10 +108,8 @@ def log_once(text: str) -> None:
 
 def is_pipelined(connection: Any) -> bool:
     """Tell whether a connection can be written to and read without its own methods."""
-    kind = type(connection)
     return (
-        _is_of_library(kind.send_packed_command)
-        and _is_of_library(kind.read_response)
+        _is_below(type(connection))
         and isinstance(getattr(connection, "_writer", None), asyncio.StreamWriter)
         and isinstance(getattr(connection, "_reader", None), asyncio.StreamReader)
         and callable(getattr(getattr(connection, "_parser", None), "parse_error", None))
@@ -202,6 +217,11 @@ async def _discard(connections: Pool | Node, connection: Any) -> None:
     finally:
         with contextlib.suppress(Exception):
             await connections.release(connection)
+
+
+def _is_below(kind: Any) -> bool:
+    """Tell whether one may go below the methods of a class of connections."""
+    return _is_of_library(kind.send_packed_command) and _is_of_library(kind.read_response)
 
 
 def _is_of_library(function: Any) -> bool:

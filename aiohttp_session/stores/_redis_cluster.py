@@ -6,8 +6,8 @@ import asyncio
 from typing import Any
 
 from ._redis_client import Node, call
-from ._redis_pipeline import READ, Operation
-from ._redis_server import Server, is_asking
+from ._redis_pipeline import READ, Operation, PipelinedConnection
+from ._redis_server import Pipelines, Server, is_asking
 from .batch import Batch
 
 
@@ -16,11 +16,15 @@ class Cluster:
 
     :param client: a client for a cluster, of redis-py or valkey-py.
     :param timeout: seconds after which an operation fails with TimeoutError.
+    :param pipelines: makes the pipelined connections.
     """
 
-    def __init__(self, client: Any, timeout: float) -> None:
+    def __init__(
+        self, client: Any, timeout: float, *, pipelines: Pipelines = PipelinedConnection
+    ) -> None:
         self._client = client
         self._timeout = timeout
+        self._pipelines = pipelines
         self._servers: dict[str, Server] = {}
         self._unrouted: Batch[Operation, Any] = Batch(self._route, timeout=timeout)
         self._calls: Batch[Operation, Any] = Batch(self._call, timeout=timeout, max_operations=1)
@@ -59,7 +63,13 @@ class Cluster:
         server = self._servers.get(node.name)
         if server is None:
             connections = Node(node) if hasattr(node, "release") else None
-            server = Server(self._client, connections, self._timeout, self._locate)
+            server = Server(
+                self._client,
+                connections,
+                self._timeout,
+                self._locate,
+                pipelines=self._pipelines,
+            )
             self._servers[node.name] = server
         elif isinstance(server.connections, Node):
             server.connections.node = node

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeAlias
 
 from aiohttp_session._core import read_replies
 
-from ._redis_resp import ErrorReply, Push, is_final, is_misplaced, missing, read_odd
+from ._redis_resp import ErrorReply, is_final, is_misplaced, missing, read_odd
 from .batch import Entry
 
 LARGE = 32 * 1024  # bytes: what does not travel with others
@@ -65,26 +65,13 @@ class PipelinedConnection:
 
     :param connection: the client's, open, with no reply under way.
     :param client: which connection this is, as `Fence` names it.
-    :param on_push: is called with what the server says without being asked, in its place among
-        the replies.
-    :param on_end: is called when replies can't be read any more, before anything is repeated.
     """
 
-    def __init__(
-        self,
-        owner: Owner,
-        connection: Any,
-        client: Any,
-        *,
-        on_push: Callable[[list[Any]], object] | None = None,
-        on_end: Callable[[], object] | None = None,
-    ) -> None:
+    def __init__(self, owner: Owner, connection: Any, client: Any) -> None:
         self._loop = loop = asyncio.get_running_loop()
         self._owner = owner
         self._connection = connection
         self._client = client
-        self._on_push = on_push
-        self._on_end = on_end
         self._writer = connection._writer
         self._unsent: list[bytes] = []
         self._pending: deque[Entry[Operation, Any]] = deque()
@@ -93,6 +80,9 @@ class PipelinedConnection:
         self._used = self._opened = loop.time()
         self._task = loop.create_task(self._read())
         self._watch_in(self._interval)
+
+    async def start(self) -> None:
+        """Make ready to be the one that all share, or leave."""
 
     def submit(self, operation: Operation, *, is_batched: bool = False) -> asyncio.Future[Any]:
         """Write an operation with all others of this turn; return the future of its reply.
@@ -156,8 +146,6 @@ class PipelinedConnection:
 
     async def _end(self, *, is_clean: bool) -> None:
         self.leave()
-        if self._on_end is not None:
-            self._on_end()
         pending, self._pending = self._pending, deque()
         unsent, self._unsent = len(self._unsent), []
         sent = [pending.popleft() for _ in range(len(pending) - unsent)]
@@ -211,21 +199,16 @@ class PipelinedConnection:
             self._hand_out_odd(reply)
 
     def _hand_out_odd(self, reply: Any) -> None:
-        if isinstance(reply, Push):
-            if self._on_push is None:
-                raise ValueError("Nobody has asked for push messages")
-            self._on_push(reply.message)
-            return
+        if not isinstance(reply, ErrorReply):
+            raise ValueError("No operation has such a reply")
         entry = self._pending.popleft()
         _, future, _, is_batched, _ = entry
-        is_error = isinstance(reply, ErrorReply)
-        if is_error:
-            reply = self._connection._parser.parse_error(reply.text.decode("utf-8", "replace"))
-            if is_misplaced(reply):
-                self.leave()
+        reply = self._connection._parser.parse_error(reply.text.decode("utf-8", "replace"))
+        if is_misplaced(reply):
+            self.leave()
         if future.done():
             pass
-        elif is_batched or not is_error:
+        elif is_batched:
             future.set_result(reply)
         elif is_final(reply):
             future.set_exception(reply)
@@ -252,7 +235,11 @@ class PipelinedConnection:
         if waiting > self._owner.stall:
             self.give_up()
             return
-        is_idle = not self._pending and now - self._used > self._interval
-        if is_idle or waiting > self._interval or now - self._opened > _MAX_AGE:
+        if waiting > self._interval or self._is_spent(now):
             self.leave()
         self._watch_in(self._interval)
+
+    def _is_spent(self, now: float) -> bool:
+        """Tell whether the client is to have its connection back."""
+        is_idle = not self._pending and now - self._used > self._interval
+        return is_idle or now - self._opened > _MAX_AGE

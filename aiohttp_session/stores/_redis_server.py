@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from . import UnsettledError
 from ._redis_client import (
@@ -31,10 +31,16 @@ _PAUSE = 0.05  # seconds: how much longer each of them waits than the one before
 _ASKING: Operation = ("", pack(b"ASKING"), lambda client, _: client.execute_command("ASKING"), READ)
 
 
-def connect(client: Any, timeout: float, *, is_first: bool) -> Server:
+Pipelines: TypeAlias = Callable[[Any, Any, Any], PipelinedConnection]
+
+
+def connect(
+    client: Any, timeout: float, *, is_first: bool, pipelines: Pipelines = PipelinedConnection
+) -> Server:
     """Make what does the operations in this event loop.
 
     :param is_first: the client's own connections are free for this loop; otherwise it gets others.
+    :param pipelines: makes the pipelined connections.
     """
     reason = why_not_plain(client)
     if reason is not None:
@@ -43,7 +49,7 @@ def connect(client: Any, timeout: float, *, is_first: bool) -> Server:
     client, connections = connections_of(client, is_first=is_first)
     if connections.limit <= WORKERS:
         tell("a batch at a time", f"its pool has only {connections.limit} connections")
-    return Server(client, connections, timeout)
+    return Server(client, connections, timeout, pipelines=pipelines)
 
 
 class Server:
@@ -76,6 +82,8 @@ class Server:
         connections: Pool | Node | None,
         timeout: float,
         locate: Callable[[str, Exception], Server] | None = None,
+        *,
+        pipelines: Pipelines = PipelinedConnection,
     ) -> None:
         self._client = client
         self._timeout = timeout
@@ -83,6 +91,7 @@ class Server:
         self._large: dict[str, int] = {}  # sizes of large records, by key
         self._writing: dict[str, asyncio.Future[None]] = {}  # keys that batches are writing
         self._fence = Fence()
+        self._pipelines = pipelines
         self._locate = locate or (lambda key, error: self)
         self._attempts = _ATTEMPTS if has_successor(client) else 1
         self.stall = timeout / 2
@@ -248,14 +257,18 @@ class Server:
         self, connection: Any, client: Client | None, operations: list[Operation]
     ) -> list[Any]:
         connections: Any = self.connections
-        pipeline = PipelinedConnection(self, connection, client)
+        pipeline = self._pipelines(self, connection, client)
         futures = [pipeline.submit(operation, is_batched=True) for operation in operations]
+        is_shared = False
         try:
             await asyncio.wait(futures)
+            if self._pipeline is None and connections.limit > WORKERS:
+                await pipeline.start()
+                is_shared = self._pipeline is None and not pipeline.is_closing
         except BaseException:
             await pipeline.abort()
             raise
-        if self._pipeline is None and not pipeline.is_closing and connections.limit > WORKERS:
+        if is_shared:
             self._pipeline = pipeline
         else:
             await pipeline.close()

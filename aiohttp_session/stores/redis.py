@@ -7,13 +7,17 @@ from collections.abc import Awaitable, Callable, Hashable
 from typing import Any
 
 from . import Store, UnsettledError
-from ._redis_client import is_client, log_once, swap_by_transaction, why_not_plain
+from ._redis_client import is_client, log_once, swap_by_transaction, why_not_plain, why_not_shared
 from ._redis_cluster import Cluster
-from ._redis_pipeline import READ, WRITE, Operation
+from ._redis_pipeline import READ, WRITE, Operation, PipelinedConnection
 from ._redis_resp import pack
-from ._redis_server import Server, connect
+from ._redis_server import Pipelines, Server, connect
+from ._redis_tracking import Tracking
+from .kept_records import KeptRecords
 from .per_loop import PerLoop
 
+_XX = b"$2\r\nXX\r\n"  # only if there is one
+_NX = b"$2\r\nNX\r\n"  # only if there is none
 _SWAP = """\
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 if ARGV[3] == '' then redis.call('SET', KEYS[1], ARGV[2])
@@ -48,6 +52,7 @@ class RedisStore(Store):
         self._client = client
         self._is_first = True
         self._scripts = True  # the server takes them, as far as is known
+        self._pipelines: Pipelines = PipelinedConnection
         self._servers: PerLoop[Any] = PerLoop(self._connect)
         if hasattr(client, "get_node_from_key"):
             self.server_of = self._node_of
@@ -61,21 +66,22 @@ class RedisStore(Store):
 
     async def create(self, key: str, payload: bytes, ttl: int | None) -> None:
         """Store a record under a key, whether or not there is one."""
-        await self._set(key, payload, ttl, ())
+        await self._set(key, payload, ttl, b"")
 
     async def update(self, key: str, payload: bytes, ttl: int | None) -> bool:
         """Replace a record; return False, and do nothing, if there is none."""
-        return await self._set(key, payload, ttl, (b"XX",))
+        return await self._set(key, payload, ttl, _XX)
 
-    async def _set(
-        self, key: str, payload: bytes, ttl: int | None, condition: tuple[bytes, ...]
-    ) -> bool:
-        expiry = () if ttl is None else (b"EX", b"%d" % ttl)
+    async def _set(self, key: str, payload: bytes, ttl: int | None, condition: bytes) -> bool:
+        # Not by `pack`, which would take twice as long.
+        expiry = b"" if ttl is None else b"$2\r\nEX\r\n$%d\r\n%d\r\n" % (len(str(ttl)), ttl)
+        count = 3 + 2 * (ttl is not None) + bool(condition)
+        texts = (count, len(key), key.encode(), len(payload), payload, expiry, condition)
         operation: Operation = (
             key,
-            pack(b"SET", key.encode(), payload, *expiry, *condition),
+            b"*%d\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n%b%b" % texts,
             lambda client, key: client.set(
-                key, payload, ex=ttl, xx=condition == (b"XX",), nx=condition == (b"NX",)
+                key, payload, ex=ttl, xx=condition is _XX, nx=condition is _NX
             ),
             WRITE,
         )
@@ -95,7 +101,7 @@ class RedisStore(Store):
     async def swap(self, key: str, expected: bytes | None, payload: bytes, ttl: int | None) -> bool:
         """Replace a record if it still is the expected one; return whether it was, atomically."""
         if expected is None:
-            return await self._set(key, payload, ttl, (b"NX",))
+            return await self._set(key, payload, ttl, _NX)
         since = asyncio.get_running_loop().time()
         try:
             return await self._swap(key, expected, payload, ttl, since, is_first=True)
@@ -170,6 +176,17 @@ class RedisStore(Store):
                 attributes["server.port"] = int(options.get("port") or 6379)
         return attributes
 
+    def track(self, records: Callable[[], KeptRecords]) -> None:
+        """Keep what is read, for as long as the server tells of changes: see `NearCache`.
+
+        :param records: gives what keeps the records of the running event loop.
+        :raises ValueError: if the client's connections can't be used for that.
+        """
+        reason = why_not_shared(self._client)
+        if reason is not None:
+            raise ValueError(f"near_cache can't be used with this client: {reason}")
+        self._pipelines = Tracking(records).connect
+
     async def finish(self) -> None:
         """Wait for what is under way in this event loop, and give its connections back."""
         await self._servers.get().finish()
@@ -184,8 +201,8 @@ class RedisStore(Store):
         # Connections belong to one event loop: the first has the client's own.
         is_first, self._is_first = self._is_first, False
         if hasattr(self._client, "get_node_from_key"):
-            return Cluster(self._client, self.timeout)
-        return connect(self._client, self.timeout, is_first=is_first)
+            return Cluster(self._client, self.timeout, pipelines=self._pipelines)
+        return connect(self._client, self.timeout, is_first=is_first, pipelines=self._pipelines)
 
 
 def _is_refused(error: Exception) -> bool:

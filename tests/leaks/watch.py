@@ -103,6 +103,13 @@ def cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
                 (b"VALUE k 0 9 7\r\n", 0),
             ],
         ),
+        "read_tracked": (
+            _replies_c.read_tracked,
+            [
+                (b"+OK\r\n>2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\nk\r\n$1\r\na\r\n", 0),
+                (b":1\r\n>2\r\n$10\r\ninvalidate\r\n_\r\n", 0),
+            ],
+        ),
         "read_replies": (
             _replies_c.read_replies,
             [(b"$2\r\nab\r\n:-7\r\n+OK\r\n$-1\r\n_\r\n", 0), (b"$9\r\nab", 0), (b"-ERR\r\n", 0)],
