@@ -114,17 +114,25 @@ class TrackedConnection(PipelinedConnection, Link):
         """Write an operation; what it reads or writes is kept."""
         if not self._is_started:
             return super().submit(operation, is_batched=is_batched)
-        future = super().submit(operation)
         key, packed, _, fate = operation
+        future: asyncio.Future[Any] = asyncio.Future(loop=self._loop)
+        unsent, pending = self._unsent, self._pending
+        if not unsent:
+            self._used = self._loop.time()
+            self._loop.call_soon(self._send)
+        unsent.append(packed)
+        pending.append((operation, future, 0, False, self._used))
         if fate is READ:
             self._tokens.append(self._records.ask(key))
             return future
-        self._tokens.append(None)
         token = self._records.ask_after_change(key)
-        if token is not None and not packed.startswith(_DELETION):
-            # For a few bytes more, the next read need not ask.
-            self._unsent.append(f"*2\r\n$3\r\nGET\r\n${len(key)}\r\n{key}\r\n".encode("ascii"))
-            self._put((key, b"", _no_call, READ), token)
+        if token is None or packed.startswith(_DELETION):
+            self._tokens.append(None)
+            return future
+        # For a few bytes more, the next read need not ask.
+        unsent.append(f"*2\r\n$3\r\nGET\r\n${len(key)}\r\n{key}\r\n".encode("ascii"))
+        pending.append(((key, b"", _no_call, READ), self._nobody, 0, True, self._used))
+        self._tokens += (None, token)
         return future
 
     def leave(self) -> None:
@@ -160,11 +168,8 @@ class TrackedConnection(PipelinedConnection, Link):
             self._used = self._loop.time()
             self._loop.call_soon(self._send)
         self._unsent.append(packed)
-        self._put(_OWN, take)
-
-    def _put(self, operation: Operation, token: object) -> None:
-        self._pending.append((operation, self._nobody, 0, True, self._used))
-        self._tokens.append(token)
+        self._pending.append((_OWN, self._nobody, 0, True, self._used))
+        self._tokens.append(take)
 
     def _confirm(self, reply: object) -> None:
         self._is_tracking = not self.is_closing

@@ -102,7 +102,10 @@ class KeptRecords:
 
     def begin_change(self, key: str) -> None:
         """Drop a record that is about to be changed here, and keep none until that is over."""
-        self.forget(key)
+        if key in self._tokens:
+            del self._tokens[key]
+        if key in self.by_key:
+            self._drop(key)
         self._changing[key] = self._changing.get(key, 0) + 1
 
     def end_change(self, key: str) -> None:

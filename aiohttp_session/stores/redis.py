@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from typing import Any
 
 from . import Store, UnsettledError
@@ -68,9 +68,9 @@ class RedisStore(Store):
         """Store a record under a key, whether or not there is one."""
         await self._set(key, payload, ttl, b"")
 
-    async def update(self, key: str, payload: bytes, ttl: int | None) -> bool:
+    def update(self, key: str, payload: bytes, ttl: int | None) -> Coroutine[Any, Any, bool]:
         """Replace a record; return False, and do nothing, if there is none."""
-        return await self._set(key, payload, ttl, _XX)
+        return self._set(key, payload, ttl, _XX)
 
     async def _set(self, key: str, payload: bytes, ttl: int | None, condition: bytes) -> bool:
         # Not by `pack`, which would take twice as long.
