@@ -26,7 +26,7 @@ class Session(MutableMapping[str, Any]):
     :param data: ``{"created": <Unix time>, "session": {...}}`` or None. An empty mapping makes a
         new session without an identity, so that nobody chooses the id of somebody else's session.
     :param new: whether the session did not come with the request.
-    :param max_age: seconds after which a session that was not saved is over; None is never.
+    :param max_age: seconds after the last save at which the session expires; None means never.
     """
 
     __module__ = "aiohttp_session"  # its public name, for pickles and for readers
@@ -102,18 +102,18 @@ class Session(MutableMapping[str, Any]):
 
     @property
     def empty(self) -> bool:
-        """Whether the session holds nothing, and is nobody's."""
+        """Whether the session has neither items nor an owner."""
         return not self._mapping and self._owner is None
 
     @property
     def owner(self) -> str | None:
-        """Whose session it is: what the application calls the user, at most 1,000 characters.
+        """The application's name for the user whose session this is: 1 to 1,000 characters.
 
         Set it at log-in, and a server storage can list and end all sessions of this user; see
         `ServerStorage.sessions_of`. It is kept with the session, until it is set to None, or the
         session is cleared or invalidated.
 
-        :raises TypeError: if it is set to something else than a str or None.
+        :raises TypeError: if it is set to anything but a str or None.
         :raises ValueError: if it is empty, or too long.
         """
         return self._owner
@@ -130,7 +130,7 @@ class Session(MutableMapping[str, Any]):
 
     @property
     def max_age(self) -> int | None:
-        """Seconds from the last save after which the session is over; None is never."""
+        """Seconds after the last save at which the session expires; None means never."""
         return self._max_age
 
     @max_age.setter
@@ -138,7 +138,7 @@ class Session(MutableMapping[str, Any]):
         self._max_age = value
 
     def changed(self) -> None:
-        """Have the session saved, whether or not a change can be seen in it."""
+        """Mark the session as changed, so that it is saved."""
         self._changed = True
 
     def invalidate(self) -> None:
@@ -153,10 +153,10 @@ class Session(MutableMapping[str, Any]):
         self._mapping = {}
 
     def regenerate_id(self) -> None:
-        """Keep the data, but have them saved under a new id, and the old record deleted.
+        """Keep the data, give the session a new id, and delete the old record.
 
         Call it at log-in and whenever privileges change, so that an id that somebody planted or
-        saw before is worth nothing after (OWASP session management: renew the session id).
+        saw earlier becomes worthless (OWASP session management: renew the session id).
         """
         self._changed = True
         self._renew = True
@@ -171,7 +171,7 @@ class Session(MutableMapping[str, Any]):
         self._identity = identity
 
     def clear(self) -> None:
-        """Empty the session. It is nobody's then, and its record is deleted."""
+        """Empty the session and remove its owner; its record is deleted."""
         super().clear()
         self.owner = None
 

@@ -52,17 +52,17 @@ class EncryptedCookieStorage(CookieStorage):
 
     :param secret_key: 32 bytes, or the same in urlsafe base64 as a str. A sequence of keys lets
         them rotate: the first seals, all open. A `Fernet` or `MultiFernet` is used as it is, and
-        so is one that is assigned to `_fernet` later. Two storages never share a key, or a user
-        can hand the cookie of the one to the other.
+        so is one that is assigned to `_fernet` later. Give each storage a key of its own: with
+        a shared one, a user can present the cookie of one to the other.
     :param cipher: how cookies are sealed: ``"fernet"`` (AES-128-CBC with HMAC-SHA256, as the
         reference package does), or ``"aes-256-gcm-siv"`` (RFC 8452), which makes smaller cookies,
         bound to the cookie's name. Both are read, so a fleet can be moved from one to the other;
         only `Fernet` objects read and write Fernet alone.
     :param accept_fernet: read cookies that are sealed with Fernet. False is the last step of a
-        move to AES-256-GCM-SIV: before it, whatever Fernet token the key ever made is a session.
-    :raises ValueError: if a key is not 32 bytes, the cipher can't be had, or the storage would not
-        read what it seals.
-    :raises TypeError: if a key is something else.
+        move to AES-256-GCM-SIV: until then, any Fernet token that the key ever made is a session.
+    :raises ValueError: if a key is not 32 bytes, the cipher is unavailable, or the storage could
+        not read what it seals.
+    :raises TypeError: if a key is of another type.
 
     Takes the options of `AbstractStorage` and `LifecycleStorage` as well.
     """

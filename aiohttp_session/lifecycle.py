@@ -26,13 +26,13 @@ class LifecycleOptions(CookieOptions, total=False):
 
 @show_options
 class LifecycleStorage(AbstractStorage):
-    """A storage that knows how long its sessions live.
+    """The base of storages that limit how long a session lives.
 
     :param touch_after: seconds after its last save when a session that is only read is saved
         again, so that it stays alive as long as it is used; by default only changes are saved.
-    :param lifetime: seconds from its creation after which a session is over, however much it is
+    :param lifetime: seconds after its creation at which a session expires, however much it is
         used (OWASP session management: absolute timeout); by default never.
-    :raises ValueError: if one of them is negative.
+    :raises ValueError: if either is negative.
     """
 
     def __init__(

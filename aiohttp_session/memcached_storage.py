@@ -21,8 +21,8 @@ except ImportError as _error:
 class MemcachedStorage(ServerStorage):
     """Keep sessions in memcached, under ``cookie_name + "_" + id``.
 
-    :param memcached_conn: the client. It says where the server is, and how many connections
-        there may be. The connections are the storage's own, and fewer.
+    :param memcached_conn: the client, which says where the server is and how many connections there
+        may be. The storage opens its own, and fewer.
     :param timeout: seconds after which a load or save fails with TimeoutError.
     :param circuit_breaker: while the store is down, let operations fail at once with
         `StoreUnavailableError`; see `CircuitBreaker`.

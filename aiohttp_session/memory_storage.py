@@ -14,8 +14,8 @@ class MemoryStorage(ServerStorage):
     They are gone when the process ends, and no other process sees them; its event loops may all
     use them, in whatever threads. Once there are too many, the least recently used go first.
 
-    :param max_sessions: how many sessions are kept at the most.
-    :param max_bytes: how many bytes they are at the most, as JSON and with their ids. A session
+    :param max_sessions: how many sessions are kept at most.
+    :param max_bytes: how many bytes they take at most, as JSON and with their ids. A session
         that is larger by itself can't be saved, which is a ValueError.
     :raises ValueError: if max_sessions or max_bytes is not positive.
 

@@ -75,7 +75,7 @@ async def get_session(request: web.Request, name: str | None = None) -> Session:
     """Return the session of a request: the same object at each call.
 
     :param name: which session, if the application was set up with several.
-    :raises RuntimeError: if the application was not set up with such a session.
+    :raises RuntimeError: if the application has no such session.
     """
     session_key, storage_key = (SESSION_KEY, STORAGE_KEY) if name is None else _keys(name)
     state: _State = request._state if type(request) is _PlainRequest else request
@@ -96,12 +96,12 @@ async def get_session(request: web.Request, name: str | None = None) -> Session:
 
 
 async def new_session(request: web.Request, name: str | None = None) -> Session:
-    """Give a request a new session, in place of the one that it had.
+    """Give a request a new session, in place of the one it had.
 
     The record and the cookie of the earlier one are deleted when the response is sent.
 
     :param name: which session, if the application was set up with several.
-    :raises RuntimeError: if the application was not set up with such a session.
+    :raises RuntimeError: if the application has no such session.
     """
     session_key, storage_key = _keys(name)
     state: _State = request._state if type(request) is _PlainRequest else request
@@ -122,7 +122,7 @@ def _not_a_session(session: object, storage: object) -> RuntimeError:
 
 
 def session_middleware(storage: AbstractStorage) -> Middleware:
-    """Make a middleware that saves the session of each request that changed it.
+    """Make a middleware that saves a session whenever a request has changed it.
 
     It can't save what a streamed response changes; `setup` can.
 
@@ -134,7 +134,7 @@ def session_middleware(storage: AbstractStorage) -> Middleware:
 def setup(app: web.Application, storage: AbstractStorage, *, name: str | None = None) -> None:
     """Give an application sessions.
 
-    A request that fails because the store of its session can't be reached, or does not answer, is
+    A request that fails because its session's store can't be reached or does not answer is
     answered 503 with ``Retry-After`` (RFC 9110), unless a handler or middleware catches the error.
 
     :param name: for a second session beside the default one, with a storage and a cookie of its

@@ -25,20 +25,20 @@ def recommended(
 
 
 def recommended(*, server: bool = True, **changes: Unpack[ServerOptions]) -> ServerOptions:
-    """Return options for a storage that keeps log-ins, on a site with HTTPS.
+    """Return the options that OWASP recommends for log-ins, for a site on HTTPS.
 
     As in ``RedisStorage(client, **recommended())``, and
-    ``EncryptedCookieStorage(key, **recommended(server=False))``. The cookie's name says nothing and
-    binds it to this host; it is sent over HTTPS only, hidden from scripts, and not sent with
-    what other sites embed or post. A session is over after 30 minutes without use (``max_age``;
-    a request that only reads counts once a minute, ``touch_after``), and 8 hours after its
-    creation whatever happens (``lifetime``).
+    ``EncryptedCookieStorage(key, **recommended(server=False))``. The cookie's name gives nothing
+    away and binds it to this host; it is sent over HTTPS only, hidden from scripts, and left out
+    of what other sites embed or post. A session expires after 30 minutes without use (``max_age``;
+    a request that only reads counts once a minute, ``touch_after``), and in any case 8 hours after
+    its creation (``lifetime``).
 
-    Over plain HTTP browsers drop such a cookie, though some make an exception of localhost: for
-    development take ``recommended(cookie_name="id", secure=False)``.
+    Over plain HTTP, browsers drop such a cookie, though some make an exception for localhost: for
+    development use ``recommended(cookie_name="id", secure=False)``.
 
-    :param server: for a server storage; there records are kept under hashes of their ids too.
-    :param changes: options to add, or to have in place of these.
+    :param server: for a server storage, which then also keeps records under hashes of their ids.
+    :param changes: options to add, or to use instead of these.
 
     Source: OWASP Session Management Cheat Sheet, "Session ID Name Fingerprinting", "Cookies" and
     "Session Expiration".

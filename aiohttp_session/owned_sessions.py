@@ -65,7 +65,7 @@ class OwnedSessions(LifecycleStorage):
         of them saves nothing.
 
         :param keep: the session of this request, to end only all others.
-        :return: how many there were.
+        :return: how many were ended.
         :raises ConflictError: if other processes keep changing the user's sessions.
         """
         async with self._limit(monotonic()):
@@ -77,7 +77,7 @@ class OwnedSessions(LifecycleStorage):
         """End one session of a user.
 
         :param handle: names it, as `sessions_of` says. That of somebody else's session ends none.
-        :return: whether there was one.
+        :return: whether it existed.
         :raises ConflictError: if other processes keep changing the user's sessions.
         """
         async with self._limit(monotonic()):

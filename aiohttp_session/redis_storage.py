@@ -32,8 +32,8 @@ class RedisStorage(ServerStorage):
     :param timeout: seconds after which a load or save fails with TimeoutError.
     :param circuit_breaker: while the store is down, let operations fail at once with
         `StoreUnavailableError`; see `CircuitBreaker`.
-    :param near_cache: how many records are kept in this process, where reads are answered from for
-        as long as Redis tells of their changes (6.0 or later); by default none. See `NearCache`.
+    :param near_cache: how many records to keep in this process, to answer reads from for as long as
+        Redis (6.0 or later) reports changes to them; by default none. See `NearCache`.
     :raises RuntimeError: if redis is not installed, or older than 5.0.2.
     :raises TypeError: if redis_pool is not such a client.
     :raises ValueError: if timeout is not positive, near_cache is negative, or the client's
@@ -67,5 +67,5 @@ class RedisStorage(ServerStorage):
         self._near_cache = store if isinstance(store, NearCache) else None
 
     def near_cache_info(self) -> NearCacheInfo | None:
-        """Say what the near cache holds, and how it has served; None if there is none."""
+        """Return the near cache's size and its hits and misses; None if there is none."""
         return None if self._near_cache is None else self._near_cache.near_cache_info()

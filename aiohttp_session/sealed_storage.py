@@ -16,10 +16,9 @@ from .log import RateLimited
 
 @show_options
 class CookieStorage(LifecycleStorage):
-    """A storage that keeps the session itself in the cookie.
+    """The base of storages that keep the session itself in the cookie.
 
-    A storage of this kind says how the payload is made into a cookie value and back: `seal` and
-    `open`.
+    A subclass says how a payload becomes a cookie value, and back: `seal` and `open`.
     """
 
     _UNREADABLE = "The session cookie could not be read; starting with a fresh session"
@@ -31,13 +30,13 @@ class CookieStorage(LifecycleStorage):
 
     @abc.abstractmethod
     def seal(self, payload: bytes) -> str:
-        """Make a cookie value of a payload."""
+        """Turn a payload into a cookie value."""
 
     @abc.abstractmethod
     def open(self, cookie: str) -> tuple[bytes | str, int | None] | None:
         """Return the payload and the Unix time of its sealing, if known.
 
-        None if the cookie was not made by `seal`: it is an attacker's text, nothing may be raised.
+        None if `seal` did not make the cookie. The text may be an attacker's: raise nothing.
         """
 
     async def load_session(self, request: web.Request) -> Session:

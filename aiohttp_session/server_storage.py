@@ -38,21 +38,21 @@ class ServerOptions(LifecycleOptions, total=False):
 
 @show_options
 class ServerStorage(OwnedSessions):
-    """A storage that keeps sessions in a store, and their ids in the cookie.
+    """Keep sessions in a store, with only their ids in the cookie.
 
     :param store: where records are kept, under ``cookie_name + "_" + id``.
     :param key_factory: makes the id of a new session; by default 128 random bits in hex. Ids
-        must be impossible to guess, and are printable ASCII without spaces.
+        must be unguessable, and printable ASCII without spaces.
     :param hash_ids: keep records under the SHA-256 of their ids, so that a copy of the store
         holds nothing that can be used as a cookie.
-    :param on_conflict: what a save does when another request changed the record after it was
-        loaded here: ``"overwrite"`` replaces it; ``"merge"`` applies the keys that were set and
-        deleted here to the newer record.
-    :param max_per_owner: how many sessions one user (`Session.owner`) may have at a time: a log-in
-        beyond it ends the oldest. By default any number.
+    :param on_conflict: what a save does if another request has changed the record since it was
+        loaded here: ``"overwrite"`` replaces it; ``"merge"`` applies what was set and deleted
+        here to the newer record.
+    :param max_per_owner: how many sessions one user (`Session.owner`) may have at a time: one
+        log-in too many ends the oldest. By default any number.
     :raises ValueError: if max_per_owner is not positive.
 
-    A save is one of six operations, by what is known of the session:
+    A save is one of six operations, depending on the session:
 
     ========  ========  =====  =======  ======  =============================================
     a record  new id    empty  changed  merges
@@ -61,16 +61,16 @@ class ServerStorage(OwnedSessions):
     no                  yes                     end: delete what it replaces
     yes       yes       no                      move: store it under a new id, end the old one
     yes       yes       yes                     end: delete the record
-    yes       no        no     yes      no      update: replace the record if it still is there
+    yes       no        no     yes      no      update: replace the record if it is still there
     yes       no        yes             no      end
-    yes       no        no     no               touch: have it live on if nobody has changed it
-    yes       no        no     yes      yes     merge: apply the changes to the record of now
+    yes       no        no     no               touch: extend its life if nobody has changed it
+    yes       no        no     yes      yes     merge: apply the changes to the current record
     yes       no        yes             yes     merge
     ========  ========  =====  =======  ======  =============================================
 
     Each is done once, or has failed when it raises, and takes no longer than the store's
-    ``timeout`` in all. A write whose outcome is unknown is looked up, never just repeated:
-    somebody may have written or deleted the record since.
+    ``timeout`` altogether. After a write whose outcome is unknown the record is looked at; the
+    write is never just repeated, since somebody may have written or deleted the record since.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class ServerStorage(OwnedSessions):
         self._on_conflict = on_conflict
 
     async def finish(self) -> None:
-        """Wait for saves that were begun by requests that have since been cancelled."""
+        """Wait for the saves that cancelled requests had begun."""
         await self.store.finish()
 
     async def load_session(self, request: web.Request) -> Session:

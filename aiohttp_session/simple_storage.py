@@ -9,7 +9,7 @@ from .sealed_storage import CookieStorage
 class SimpleCookieStorage(CookieStorage):
     """Keep the session as plain JSON in the cookie, for development and tests.
 
-    Anybody can read and change it: never use it where it matters who somebody is.
+    Anybody can read and change it: never use it to decide who a user is.
 
     Takes the options of `AbstractStorage` and `LifecycleStorage`.
     """

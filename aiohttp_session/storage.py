@@ -71,20 +71,20 @@ class CookieOptions(TypedDict, total=False):
 
 @show_options
 class AbstractStorage(abc.ABC):
-    """Where sessions are kept, and the cookie that leads to them.
+    """The base of all storages: where sessions are kept, and the cookie that leads to them.
 
     A storage of your own implements `load_session` and `save_session`, by way of `load_cookie`
     and `save_cookie`.
 
-    Where browsers will not take the cookie as the options have it, there is a UserWarning when
+    Options that make browsers reject the cookie cause a UserWarning when
     the first one is written: `cookie_params` may change until then.
 
     :param cookie_name: the cookie's name. With ``__Host-`` in front, browsers take it from this
         host alone; it needs ``secure`` (RFC 6265bis, 4.1.3).
-    :param domain: the hosts that get the cookie; by default just the one that set it.
-    :param max_age: seconds from its last save after which a session is over. By default it ends
+    :param domain: the hosts that receive the cookie; by default only the one that set it.
+    :param max_age: seconds after its last save at which a session expires. By default it ends
         with the browser's own session.
-    :param path: the part of the site that gets the cookie.
+    :param path: the part of the site that receives the cookie.
     :param secure: send the cookie over HTTPS only.
     :param httponly: hide the cookie from JavaScript.
     :param samesite: ``"Strict"``, ``"Lax"`` or ``"None"``; by default the browser decides.
@@ -92,9 +92,9 @@ class AbstractStorage(abc.ABC):
         A name of its own keeps it from meeting older cookies that are not partitioned.
     :param strict_cookies: read the Cookie header as browsers write it (RFC 6265bis, 5.8.3) and
         not as aiohttp does, where blanks and quotes in another cookie's value can hide or plant
-        a session's. Of two cookies of the name none counts. ``__Host-`` and other prefixed names
-        are always read so.
-    :param encoder: makes text of the payload, ``{"created": int, "session": dict}``; by default
+        a session's. If two cookies have the name, neither is used. ``__Host-`` and other
+        prefixed names are always read so.
+    :param encoder: turns the payload into text: ``{"created": int, "session": dict}``; by default
         JSON, just as the standard ``json`` but compact.
     :param decoder: the reverse of the encoder; ValueError means that the text is damaged.
     :raises ValueError: for a name, domain or path with characters that can't be in one, and for
@@ -151,7 +151,7 @@ class AbstractStorage(abc.ABC):
 
     @property
     def max_age(self) -> int | None:
-        """Seconds from its last save after which a session is over; None is never."""
+        """Seconds after its last save at which a session expires; None means never."""
         return self._max_age
 
     @property
@@ -177,7 +177,7 @@ class AbstractStorage(abc.ABC):
     async def save_session(
         self, request: web.Request, response: web.StreamResponse, session: Session
     ) -> None:
-        """Keep a session that changed, and set its cookie on the response."""
+        """Save a changed session, and set its cookie on the response."""
 
     def load_cookie(self, request: web.Request) -> str | None:
         """Return the value of the session's cookie, or None if the request has none."""
@@ -207,7 +207,8 @@ class AbstractStorage(abc.ABC):
         """Set the session's cookie on a response that is not prepared.
 
         :param cookie_data: the value; if empty, the cookie is deleted.
-        :param max_age: seconds the browser keeps the cookie; by default as in `cookie_params`.
+        :param max_age: seconds for which the browser keeps the cookie; by default as in
+            `cookie_params`.
         :raises http.cookies.CookieError: if the cookie's name is reserved or no token.
         """
         size = self._writer.write(

@@ -83,7 +83,7 @@ def instrument(
       gauge ``aiohttp_session.store.down`` (0 or 1); and, with a near cache, the counters
       ``aiohttp_session.near_cache.hits`` and ``.misses``.
 
-    There is never an id, key, cookie or content of a session in any of them.
+    None of them ever contains an id, a key, a cookie or the content of a session.
 
     :param tracer_provider: by default the global one.
     :param meter_provider: by default the global one.
@@ -124,7 +124,7 @@ def instrument(
 
 
 def uninstrument(storage: AbstractStorage) -> None:
-    """Take off what `instrument` put on.
+    """Undo `instrument`.
 
     :raises ValueError: if the storage is not instrumented.
     """

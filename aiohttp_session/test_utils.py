@@ -1,6 +1,6 @@
-"""Helpers for tests of applications: sessions without a log-in dance.
+"""Helpers for testing applications: a session without logging in first.
 
-A client can be given any session, and its session can be looked into, whatever the storage. With
+Give a test client any session, and look into the one it has, whatever the storage. With
 pytest-aiohttp::
 
     import pytest
@@ -48,7 +48,7 @@ async def set_session(
     name: str | None = None,
     max_age: int | None = None,
 ) -> None:
-    """Give a client a session, in place of the one that it has.
+    """Give a client a session, in place of the one it has.
 
     :param data: what the session holds.
     :param sessions: the storage, or an application that was given one by `setup`; by default
@@ -88,10 +88,10 @@ async def session_cookies(
 
 
 async def read_session(sessions: Sessions, source: Source, *, name: str | None = None) -> Session:
-    """Return the session that a client has now, or that a response left it with.
+    """Return the session that a client has now, or has after a response.
 
-    A client without a session has a new and empty one. It is to be looked at: nothing that is
-    done to it is saved.
+    A client without a session has a new, empty one. Only look at it: changes to it are not
+    saved.
 
     :param sessions: the storage, or an application that was given one by `setup`.
     :param source: a client; a response that a client got; a response that a handler made, with

@@ -136,19 +136,19 @@ cdef class Session:
 
     @property
     def empty(self):
-        """Whether the session holds nothing, and is nobody's."""
+        """Whether the session has neither items nor an owner."""
         contents = self._contents
         return not contents and self._owner is None
 
     @property
     def owner(self):
-        """Whose session it is: what the application calls the user, at most 1,000 characters.
+        """The application's name for the user whose session this is: 1 to 1,000 characters.
 
         Set it at log-in, and a server storage can list and end all sessions of this user; see
         `ServerStorage.sessions_of`. It is kept with the session, until it is set to None, or the
         session is cleared or invalidated.
 
-        :raises TypeError: if it is set to something else than a str or None.
+        :raises TypeError: if it is set to anything but a str or None.
         :raises ValueError: if it is empty, or too long.
         """
         return self._owner
@@ -159,7 +159,7 @@ cdef class Session:
 
     @property
     def max_age(self):
-        """Seconds from the last save after which the session is over; None is never."""
+        """Seconds after the last save at which the session expires; None means never."""
         return self._max_age
 
     @max_age.setter
@@ -167,7 +167,7 @@ cdef class Session:
         self._max_age = value
 
     def changed(self):
-        """Have the session saved, whether or not a change can be seen in it."""
+        """Mark the session as changed, so that it is saved."""
         self._changed = True
 
     def invalidate(self):
@@ -182,10 +182,10 @@ cdef class Session:
         self._contents = {}
 
     def regenerate_id(self):
-        """Keep the data, but have them saved under a new id, and the old record deleted.
+        """Keep the data, give the session a new id, and delete the old record.
 
         Call it at log-in and whenever privileges change, so that an id that somebody planted or
-        saw before is worth nothing after (OWASP session management: renew the session id).
+        saw earlier becomes worthless (OWASP session management: renew the session id).
         """
         self._changed = True
         self._renew = True
@@ -266,7 +266,7 @@ cdef class Session:
         return MutableMapping.popitem(self)
 
     def clear(self):
-        """Empty the session. It is nobody's then, and its record is deleted."""
+        """Empty the session and remove its owner; its record is deleted."""
         contents = self._contents
         if not self._is_simple():
             MutableMapping.clear(self)

@@ -7,24 +7,24 @@ from collections.abc import Awaitable, Callable, Hashable, Mapping
 
 
 class UnsettledError(ConnectionError):
-    """A write was either done or will never be: which of them could not be found out.
+    """A write was either done or never will be, and it is unknown which.
 
-    A store raises it only if the write can't be done any later. The storage then looks at the
+    A store raises it only if the write can no longer be done late. The storage then looks at the
     record to see what became of it.
     """
 
 
 class StoreUnavailableError(ConnectionError):
-    """The store is down: nothing was sent to it. The cause is the error that was seen last."""
+    """The store is down, so nothing was sent to it. ``__cause__`` is the last error seen."""
 
 
 class Store(abc.ABC):
-    """A store of records: bytes under a key, which live for a number of seconds.
+    """A store of records: bytes under a key that live for a number of seconds.
 
     Keys are printable ASCII without spaces, and at most 250 bytes. A TTL is in whole seconds, at
-    least 1; None is for ever. Each operation is done at once, as other clients of the store see
-    it. It is done once, or has failed when it raises; a write of which that isn't sure raises
-    `UnsettledError`, or what else the store's client raises.
+    least 1; None is for ever. Each operation is atomic, as other clients of the store see
+    it. It is done once when it returns, and has failed when it raises; a write whose outcome is
+    unknown raises `UnsettledError`, or whatever else the store's client raises.
     """
 
     timeout: float | None = None
@@ -38,7 +38,7 @@ class Store(abc.ABC):
         """Return the record under a key, or None if there is none."""
 
     def read_latest(self, key: str) -> Awaitable[bytes | None]:
-        """Return the record under a key as it is now, also where reads may be a moment behind."""
+        """Return the record under a key as it is now, even if reads may be a moment behind."""
         return self.read(key)
 
     @abc.abstractmethod
@@ -51,7 +51,7 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     async def swap(self, key: str, expected: bytes | None, payload: bytes, ttl: int | None) -> bool:
-        """Replace a record if it still is the expected one; return whether it was.
+        """Replace a record if it is still the expected one; return whether it was.
 
         :param expected: None to store it only if there is no record.
         """
@@ -61,7 +61,7 @@ class Store(abc.ABC):
         """Delete a record, if there is one."""
 
     def describe(self) -> Mapping[str, str | int]:
-        """Say what the store is, as OpenTelemetry's conventions for databases have it.
+        """Describe the store in the terms of OpenTelemetry's conventions for databases.
 
         ``db.system.name``, and ``server.address`` and ``server.port`` if there is just one server.
         """

@@ -21,8 +21,8 @@ class KeptRecords:
     An answer is kept only if nothing can have changed the record since it was asked for: whoever
     asks gets a token for that, which every change makes worthless.
 
-    :param max_records: how many are kept at the most.
-    :param max_bytes: how many bytes they have at the most, keys included.
+    :param max_records: how many are kept at most.
+    :param max_bytes: how many bytes they take at most, keys included.
     """
 
     def __init__(self, max_records: int, max_bytes: int) -> None:

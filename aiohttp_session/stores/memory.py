@@ -14,8 +14,8 @@ class MemoryStore(Store):
 
     The least recently used records go first when there are too many.
 
-    :param max_records: how many are kept at the most.
-    :param max_bytes: how many bytes their keys and payloads have at the most.
+    :param max_records: how many are kept at most.
+    :param max_bytes: how many bytes their keys and payloads take at most.
     """
 
     def __init__(self, *, max_records: int, max_bytes: int = 100_000_000) -> None:

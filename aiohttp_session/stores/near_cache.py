@@ -15,37 +15,40 @@ _BYTES = 4096  # a record, on average, at the most
 
 
 class Tracker(Protocol):
-    """What tells of changes to records that were read through it."""
+    """A store that reports changes to the records that were read through it."""
 
     def track(self, records: Callable[[], KeptRecords]) -> None:
-        """Have answers kept, and forgotten when the store tells of a change.
+        """Keep answers, and forget each when the store reports a change to it.
 
-        :param records: gives those of the running event loop.
+        :param records: returns those of the running event loop.
         :raises ValueError: if it can't be done.
         """
 
 
 class NearCacheInfo(NamedTuple):
-    """What a near cache holds, and how it has served, in all event loops together."""
+    """The size of a near cache, and its hits and misses, over all event loops."""
 
     records: int
+    """How many records are kept."""
     bytes: int
-    """Of records and their keys."""
+    """How many bytes these and their keys take."""
     hits: int
+    """How many reads were answered from here."""
     misses: int
+    """How many reads went to the store."""
 
 
 class NearCache(Store):
-    """Keep records in this process, and answer reads from there: a near cache.
+    """A near cache: keep records in this process, and answer reads from there.
 
-    A record is served from here only while the connection that it came by is known to be alive,
-    and to have told of every change. Only bytes are kept; records over 32 KB and those that don't
+    A record is served from here only while the connection it came by is known to be alive and to
+    have reported every change. Only bytes are kept; records over 32 KB and those that don't
     exist are not. Each event loop has its own.
 
     :param store: does the operations.
-    :param tracker: the store at the end of the line, which tells of changes.
-    :param max_records: how many are kept at the most, in 4 KB for each of them together; the least
-        recently used goes first.
+    :param tracker: the store behind all the layers, which reports changes.
+    :param max_records: how many are kept at most, with 4 KB for each on average; the least recently
+        used goes first.
     :raises ValueError: if max_records is not positive, or the tracker can't track.
     """
 
@@ -95,7 +98,7 @@ class NearCache(Store):
         return self.store.describe()
 
     def near_cache_info(self) -> NearCacheInfo:
-        """Say what is kept at the moment, and how many reads were answered by it."""
+        """Return how much is kept now, and how many reads were hits and misses."""
         every = list(self._all)
         return NearCacheInfo(
             records=sum(len(records.by_key) for records in every),

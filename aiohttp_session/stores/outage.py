@@ -30,11 +30,11 @@ def is_outage(error: BaseException) -> bool:
 
 
 class CircuitBreaker(Store):
-    """Fail operations at once while the store behind is down: a circuit breaker.
+    """A circuit breaker: operations fail at once while the store behind it is down.
 
     A store is down when an operation has failed with TimeoutError and nothing was answered in its
     time, or when attempts have failed for a second and none was answered. Then operations raise
-    `StoreUnavailableError`, whose ``__cause__`` is the error that was seen last. As long as there
+    `StoreUnavailableError`, whose ``__cause__`` is the last error seen. As long as there
     are any, one of the keys is read once a second; the first answer to that, or to anything still
     under way, ends it. An error reply is an answer. Each event loop finds out for itself, and for
     each server of a cluster.
@@ -51,7 +51,7 @@ class CircuitBreaker(Store):
 
     @property
     def is_down(self) -> bool:
-        """Whether any event loop takes any server for down."""
+        """Whether any event loop considers any server down."""
         return any(circuit.is_open and circuit.is_of_use() for circuit in list(self._all))
 
     def describe(self) -> Mapping[str, str | int]:
