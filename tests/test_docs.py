@@ -213,7 +213,7 @@ async def test_the_devices_of_a_user(
         assert response.status == 404
     await tablet.post("/log_in", data={"name": "Zoë"})
     async with phone.get("/change_password") as response:
-        assert await response.text() == "You were logged out on 1 other devices"
+        assert await response.text() == "Other devices logged out: 1"
     assert (await look(tablet))["items"] == {}
     assert (await look(phone))["items"] == {"agent": "phone"}
 
