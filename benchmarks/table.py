@@ -75,7 +75,7 @@ def _without_constant_labels(table: Rows) -> Rows:
 
 def _cell(timing: Timing | None, description: str, case: Case) -> str:
     if timing is None:
-        return "not run" if description.startswith("not run") else "-"
+        return "not run" if description.startswith("not run") else "n/a"
     digits = 3 if case.storage == "step" else 1
     spread = f" +{timing.spread:.{digits}f}" if timing.taken[1:] else ""
     return f"{timing.cost:.{digits}f}{spread}"
@@ -83,12 +83,12 @@ def _cell(timing: Timing | None, description: str, case: Case) -> str:
 
 def _times_reference(costs: dict[str, Timing], name: str) -> str:
     if "reference" not in costs or name not in costs or not costs[name].cost:
-        return "-"
+        return "n/a"
     return _times(costs["reference"].cost / costs[name].cost)
 
 
 def _times(factor: float | None) -> str:
-    return "-" if factor is None else f"{factor:.2f}x"
+    return "n/a" if factor is None else f"{factor:.2f}x"
 
 
 def load_rows(loads: list[Load]) -> Rows:

@@ -254,7 +254,7 @@ def test_table_shows_costs_ratios_and_gaps(tmp_path: Path) -> None:
     assert rows.groups == [
         [
             ["fernet", "read", "10.0 +1.0", "40.0", "4.00x", "0.50x", "1.00x"],
-            ["fernet", "write", "10.0", "not run", "-", "1.00x", "-"],
+            ["fernet", "write", "10.0", "not run", "n/a", "1.00x", "n/a"],
         ],
         [["redis", "read", "not run: no server", "", "", "", ""]],
     ]

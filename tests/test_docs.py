@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import asyncio
 import functools
 import inspect
 import logging
@@ -16,6 +18,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient
 from pytest_aiohttp.plugin import AiohttpClient
 
+import aiohttp_session
 from aiohttp_session import AbstractStorage, get_session, setup
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from aiohttp_session.lifecycle import LifecycleStorage
@@ -26,12 +29,15 @@ from aiohttp_session.redis_storage import RedisStorage
 from aiohttp_session.server_storage import ServerStorage
 from tests.conftest import Clock
 from tests.contract import KEY
+from tests.test_private_doors import DOORS
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
     str(path.relative_to(ROOT).with_suffix("")): path
     for path in [ROOT / "README.rst", *sorted((ROOT / "docs").rglob("*.rst"))]
 }
+SOURCES = sorted((ROOT / "aiohttp_session").rglob("*.py"))
+LINE = 88  # characters that fit in the width of a page
 BLOCK = re.compile(r"^\.\. code-block:: python\n\n((?:(?:    .*)?\n)+)", re.MULTILINE)
 
 Client: TypeAlias = "TestClient[Any, Any]"
@@ -52,11 +58,14 @@ def page(implementation: str) -> Callable[[str], dict[str, Any]]:
         names: dict[str, Any] = {"__name__": "docs"}
         for block in blocks:
             line = text.count("\n", 0, block.start(1))
-            code = compile("\n" * line + textwrap.dedent(block[1]), str(path), "exec")
-            exec(code, names)
+            exec(compile("\n" * line + _code(block[1]), str(path), "exec"), names)
         return names
 
     return run
+
+
+def _code(block: str) -> str:
+    return textwrap.dedent(block)
 
 
 @pytest.fixture
@@ -108,18 +117,93 @@ async def look(client: Client, path: str = "/") -> Any:
 
 
 @pytest.mark.parametrize("name", ["README", "docs/index"])
-async def test_the_first_example_counts_visits(
-    aiohttp_client: AiohttpClient, page: Callable[[str], dict[str, Any]], name: str
-) -> None:
-    example = page(name)
-    app = web.Application()
-    setup(app, MemoryStorage())
-    app.router.add_get("/", example["count"])
-    assert example["app"].middlewares
-    client = await aiohttp_client(app)
+async def test_the_first_example_counts_visits(aiohttp_client: AiohttpClient, name: str) -> None:
+    names: dict[str, Any] = {"__name__": "docs"}
+    exec(_code(BLOCK.findall(PAGES[name].read_text("utf-8"))[0]), names)
+    client = await aiohttp_client(names["app"])
     for number in (1, 2, 3):
         async with client.get("/") as response:
             assert await response.text() == f"Visit number {number}"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_code_fits_its_box(name: str) -> None:
+    blocks = re.findall(r"::(?: python)?\n\n((?:(?:    .*)?\n)+)", PAGES[name].read_text("utf-8"))
+    lines = [line for block in blocks for line in _code(block).split("\n")]
+    assert [line for line in lines if len(line) > LINE] == []
+
+
+def test_the_reference_has_every_public_name() -> None:
+    text = PAGES["docs/reference/api"].read_text("utf-8")
+    described = set(
+        re.findall(r"^\.\. (?:auto\w+|py:\w+):: (?:[\w.]+\.)?(\w+)$", text, re.MULTILINE)
+    )
+    assert set(aiohttp_session.__all__) - described == {"_CookieParams"}
+
+
+def test_the_reference_has_every_environment_variable() -> None:
+    text = PAGES["docs/reference/messages"].read_text("utf-8")
+    described = set(re.findall(r"^``(AIOHTTP_SESSION_\w+)``", text, re.MULTILINE))
+    places = [ROOT / "Makefile", ROOT / "setup.py", *(ROOT / "tests").glob("*.py"), *SOURCES]
+    used = {
+        name
+        for path in places
+        for name in re.findall(r"\bAIOHTTP_SESSION_[A-Z_]+\b", path.read_text("utf-8"))
+    }
+    assert used == described
+
+
+def test_the_reference_has_every_log_message() -> None:
+    text = PAGES["docs/reference/messages"].read_text("utf-8").partition("\nLog messages\n")[2]
+    rows: list[tuple[str, str]] = []
+    for level, message in re.findall(
+        r"^(error|warning|info|debug|) {2,8}(.{1,51})", text, re.MULTILINE
+    ):
+        if level:
+            rows.append((level, message.strip()))
+        elif message.strip():
+            rows[-1] = (rows[-1][0], f"{rows[-1][1]} {message.strip()}")
+    used = [entry for path in SOURCES for entry in _logged(path)]
+    for level, message in used:
+        assert [row for row in rows if row[0] == level and message.startswith(row[1])], message
+    for level, message in rows:
+        assert [entry for entry in used if entry[0] == level and entry[1].startswith(message)]
+
+
+def _logged(path: Path) -> list[tuple[str, str]]:
+    """Return the levels of a module's log messages, and what they begin with."""
+    tree = ast.parse(path.read_text("utf-8"))
+    constants = {
+        ast.unparse(node.targets[0]): node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+    }
+    found = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or not node.args:
+            continue
+        name, text = ast.unparse(node.func), node.args[0]
+        level = name.removeprefix("log.")
+        if name == "RateLimited":
+            level = ast.unparse(node.args[0]).removeprefix("logging.").lower()
+            text = constants[ast.unparse(node.args[1]).removeprefix("self.")]
+        elif name == "log_once":
+            level = "info"
+        elif name == "log.log" or not name.startswith("log."):
+            continue
+        if isinstance(text, ast.JoinedStr):
+            text = text.values[0]
+        assert isinstance(text, ast.Constant), ast.unparse(node)
+        message = str(text.value).replace("store%s", "store")
+        if message != "%s":  # said elsewhere
+            found.append((level, message))
+    return found
+
+
+def test_the_page_on_private_doors_has_every_one() -> None:
+    text = PAGES["docs/internals"].read_text("utf-8")
+    names = {name.rpartition(".")[2] for doors in DOORS.values() for name in doors}
+    assert {name for name in names if not re.search(rf"\b{name}``", text)} == set()
 
 
 def test_every_option_is_described() -> None:
@@ -180,6 +264,26 @@ async def test_a_stream_is_saved_in_a_cookie_as_far_as_it_can(
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
+async def test_what_concurrent_requests_choose_is_kept(visit: MakeClient, example: Example) -> None:
+    loaded, chosen = asyncio.Event(), asyncio.Event()
+
+    async def slowly(request: web.Request) -> Any:
+        await get_session(request)
+        loaded.set()
+        await chosen.wait()
+        return await example("guides/concurrency:choose_theme")(request)
+
+    choose_language = example("guides/concurrency:choose_language")
+    client = await visit(example("guides/concurrency:storage"), put, slowly, choose_language)
+    await client.get("/put?user=Zoe")
+    slow = asyncio.ensure_future(client.get("/slowly?to=dark"))
+    await loaded.wait()
+    await client.get("/choose_language?to=fr")
+    chosen.set()
+    await slow
+    assert (await look(client))["items"] == {"user": "Zoe", "language": "fr", "theme": "dark"}
+
+
 async def test_several_sessions(aiohttp_client: AiohttpClient, example: Example) -> None:
     client = await aiohttp_client(example("guides/several:app"))
     async with client.get("/admin") as response:
@@ -191,6 +295,12 @@ async def test_the_test_of_an_application_passes(
     aiohttp_client: AiohttpClient, example: Example
 ) -> None:
     await example("guides/testing:test_log_out")(aiohttp_client)
+
+
+async def test_the_test_of_expiry_passes(
+    aiohttp_client: AiohttpClient, example: Example, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await example("guides/testing:test_an_idle_session_expires")(aiohttp_client, monkeypatch)
 
 
 async def test_the_devices_of_a_user(
@@ -267,6 +377,13 @@ async def test_an_id_from_a_header(visit: MakeClient, example: Example) -> None:
     async with client.get("/", headers={"Authorization": f"Bearer {token}"}) as response:
         assert (await response.json())["items"] == {"user": "Zoe"}
     assert (await look(client))["items"] == {}
+
+
+async def test_a_cookie_is_read_without_the_package(example: Example, clock: Clock) -> None:
+    storage = EncryptedCookieStorage(KEY, cipher="aes-256-gcm-siv", cookie_name="sid")
+    open_cookie = example("reference/formats:open_cookie")
+    opened = open_cookie(KEY, "sid", storage.seal(b"payload"))
+    assert opened == (int(clock.now), b"payload")
 
 
 async def test_a_page_for_an_outage(aiohttp_client: AiohttpClient, example: Example) -> None:
