@@ -15,7 +15,7 @@ pytest.importorskip("resource", reason="what memory a process has is asked the U
 
 from tests.leaks.watch import cases
 
-NAMES_THE_TWINS = True
+pytestmark = pytest.mark.once
 
 
 @pytest.fixture(scope="module")
