@@ -148,6 +148,8 @@ class _Client:
             outage.resumed = self.now
             os.kill(server.process.pid, signal.SIGCONT)
         await sending
+        while (self.waiting or self._tasks) and self.now < end + 2 * TIMEOUT:
+            await asyncio.sleep(0.01)
         waiting, self.waiting = self.waiting, set()
         outage.unanswered = len(waiting)
         for connection in (*waiting, *self._free):

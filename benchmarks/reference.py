@@ -7,55 +7,39 @@ import fcntl
 import hashlib
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 
-REQUIREMENT = "aiohttp-session[secure,aioredis,aiomcache,pynacl]==2.12.1"
+REQUIREMENT = "aiohttp-session==2.12.1"
 
 _CACHE = Path(__file__).parent.parent / ".cache"
-# In the same versions as here, so that a comparison shows the package and nothing else.
-_SHARED = (
-    "aiohttp",
-    "aiomcache",
-    "cryptography",
-    "frozenlist",
-    "hiredis",
-    "multidict",
-    "orjson",
-    "propcache",
-    "pynacl",
-    "redis",
-    "uvloop",
-    "yarl",
-)
 
 
 def python() -> str:
     """Return the path of an interpreter that has the reference package; install it if need be.
 
-    The environment is kept for the next call, one for each version of Python and of what the
-    package depends on. Any number of processes may call this at once.
+    All that the package depends on it shares with this interpreter, so that a comparison shows the
+    package and nothing else. It is kept for the next call. Any number of processes may call this at
+    once.
 
     :raises RuntimeError: if the package can't be installed; the message says how to get it.
     """
-    requirements = [REQUIREMENT, *_shared()]
-    digest = hashlib.sha256(repr((sys.version, requirements)).encode("utf-8")).hexdigest()
+    shared = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    digest = hashlib.sha256(repr((sys.version, REQUIREMENT, shared)).encode("utf-8")).hexdigest()
     folder = _CACHE / f"reference-{digest[:12]}"
     executable = folder / "bin" / "python"
     ready = folder / "ready"
     with _locked(folder.with_suffix(".lock")):
         if not ready.exists():
             _run(sys.executable, "-m", "venv", "--clear", str(folder))
-            _run(str(executable), "-m", "pip", "install", "--quiet", *requirements)
+            pip = (str(executable), "-m", "pip", "install", "--quiet")
+            _run(*pip, "--no-deps", REQUIREMENT)
+            # Behind its own packages, and without any .pth file of theirs.
+            own = next(folder.glob("lib/*/site-packages"))
+            (own / "shared.pth").write_text("\n".join(shared))
             ready.touch()
     return str(executable)
-
-
-def _shared() -> Iterator[str]:
-    for name in _SHARED:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            yield f"{name}=={metadata.version(name)}"
 
 
 @contextlib.contextmanager

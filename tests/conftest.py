@@ -24,8 +24,8 @@ from tests.waiting import LoopClock
 
 _PURE_ONLY = bool(os.environ.get("AIOHTTP_SESSION_NO_EXTENSIONS"))
 
-# Property tests take examples by the thousand where they are cheap, by the hundred where they are
-# trees, and fewer that go through a storage. AIOHTTP_SESSION_EXAMPLES=20 asks for 20 times as many.
+# Property tests take examples by the hundred, and fewer where one is an order of requests or goes
+# through a storage. AIOHTTP_SESSION_EXAMPLES=20 asks for 20 times as many.
 _FACTOR = float(os.environ.get("AIOHTTP_SESSION_EXAMPLES") or 1)
 settings.register_profile(
     "trees",
@@ -35,19 +35,17 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors],
 )
 settings.load_profile("trees")
-settings.register_profile("texts", max_examples=int(1000 * _FACTOR))
+settings.register_profile("texts", max_examples=int(500 * _FACTOR))
+settings.register_profile("orders", max_examples=int(100 * _FACTOR))
 settings.register_profile("storages", max_examples=int(30 * _FACTOR))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run once the tests that import both twins by name, or leave all to other processes."""
+    """Run the tests marked with `once` over one implementation."""
     again = {
         item
         for item in items
-        if any(
-            hasattr(item.getparent(pytest.Module).obj, mark)  # type: ignore[union-attr]
-            for mark in ("NAMES_THE_TWINS", "IN_OTHER_PROCESSES")
-        )
+        if item.get_closest_marker("once")
         and not _PURE_ONLY
         and item.callspec.params["implementation"] == "python"  # type: ignore[attr-defined]
     }

@@ -37,6 +37,8 @@ from benchmarks.servers import HOST, Server
 from benchmarks.worker import RequestCase, StepCase, WrongAnswerError
 from tests.waiting import PATIENCE, until
 
+pytestmark = pytest.mark.once
+
 _IN_PROCESS = [case for case in CASES if case.storage not in {*cases.SERVERS, "step"}]
 _STEPS = [case for case in CASES if case.storage == "step"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-NAMES_THE_TWINS = True  # once is enough
+pytestmark = pytest.mark.once
 CPYTHON = sys.implementation.name == "cpython"
 BUILD = """
 import sys

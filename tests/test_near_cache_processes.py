@@ -31,6 +31,8 @@ from tests.waiting import until
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parents[1]
 FAULTS = {"ConnectionError", "ConnectionResetError", "UnsettledError", "TimeoutError"}
 

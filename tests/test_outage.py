@@ -522,6 +522,7 @@ def stopped(server: Server) -> Iterator[None]:
         os.kill(server.process.pid, signal.SIGCONT)
 
 
+@pytest.mark.once
 @on_both_loops
 @on_both_stores
 def test_a_server_that_is_stopped_and_goes_on(kind: str, loop_kind: str) -> None:
@@ -539,6 +540,7 @@ def test_a_server_that_is_stopped_and_goes_on(kind: str, loop_kind: str) -> None
         run(loop_kind, main(server))
 
 
+@pytest.mark.once
 @on_both_loops
 @on_both_stores
 def test_a_server_that_is_killed_and_started_again(kind: str, loop_kind: str) -> None:
@@ -561,6 +563,7 @@ def test_a_server_that_is_killed_and_started_again(kind: str, loop_kind: str) ->
     run(loop_kind, main())
 
 
+@pytest.mark.once
 @on_both_loops
 @on_both_stores
 def test_a_black_hole(kind: str, loop_kind: str) -> None:
@@ -610,6 +613,7 @@ async def test_another_client_of_memcached_is_given_to_the_store_behind(
             await storage.conn.close()
 
 
+@pytest.mark.once
 async def test_a_node_of_a_cluster_is_down_by_itself() -> None:
     with servers.redis_cluster() as nodes:
         client: Any = RedisCluster(host=HOST, port=nodes[0].port)

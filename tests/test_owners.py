@@ -444,6 +444,7 @@ async def test_an_index_can_t_change_for_ever(monkeypatch: pytest.MonkeyPatch) -
     assert "ann" not in str(raised.value)
 
 
+@pytest.mark.once
 async def test_an_owner_s_thousand_sessions(make_storage: MakeStorage) -> None:
     storage = make_storage()
     browsers = [await logged_in(storage, n=n) for n in range(1000)]

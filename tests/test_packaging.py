@@ -11,7 +11,7 @@ import pytest
 
 from aiohttp_session._core import TWINS
 
-IN_OTHER_PROCESSES = True
+pytestmark = pytest.mark.once
 
 ROOT = Path(__file__).parent.parent
 IMPLEMENTATION = "import aiohttp_session; print(aiohttp_session.IMPLEMENTATION)"

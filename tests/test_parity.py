@@ -37,7 +37,7 @@ from aiohttp_session import (
     storage,
 )
 
-NAMES_THE_TWINS = True
+pytestmark = pytest.mark.once
 TEXTS = settings(settings.get_profile("texts"))
 NOW = 1_700_000_000
 MODULES: list[tuple[Any, Any]] = [

@@ -221,6 +221,7 @@ def usual() -> list[str]:
     return lines
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("door", CLOSED)
 def test_behind_a_closed_door_all_is_as_usual(door: str, usual: list[str]) -> None:
     lines, logged, first = run(CLOSED[door])

@@ -140,7 +140,7 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 MODES = st.sampled_from(["overwrite", "merge"])
 
 
-@settings(settings.get_profile("storages"), max_examples=150)
+@settings(settings.get_profile("orders"))
 @given(data=st.data(), mode=MODES)
 async def test_no_session_survives_the_end_of_all(data: st.DataObject, mode: Any) -> None:
     """Neither one that is used, moved or left meanwhile, nor by a log-in that is under way."""
@@ -175,7 +175,7 @@ async def test_no_session_survives_the_end_of_all(data: st.DataObject, mode: Any
         assert not await is_alive(store, browser.cookie)
 
 
-@settings(settings.get_profile("storages"), max_examples=150)
+@settings(settings.get_profile("orders"))
 @given(data=st.data(), mode=MODES)
 async def test_deleted_stays_deleted(data: st.DataObject, mode: Any) -> None:
     """After a log-out was acknowledged, the session is gone under each id that it ever had."""
@@ -196,7 +196,7 @@ async def test_deleted_stays_deleted(data: st.DataObject, mode: Any) -> None:
         assert not await is_alive(store, cookie)
 
 
-@settings(settings.get_profile("storages"), max_examples=150)
+@settings(settings.get_profile("orders"))
 @given(data=st.data())
 async def test_merging_loses_nothing_that_was_acknowledged(data: st.DataObject) -> None:
     store = Gates()
@@ -224,7 +224,7 @@ async def test_merging_loses_nothing_that_was_acknowledged(data: st.DataObject) 
             assert key in session
 
 
-@settings(settings.get_profile("storages"), max_examples=100)
+@settings(settings.get_profile("orders"))
 @given(data=st.data(), most=st.integers(1, 3))
 async def test_no_more_sessions_than_allowed(data: st.DataObject, most: int) -> None:
     store = Gates()

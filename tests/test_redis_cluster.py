@@ -201,6 +201,7 @@ def kill(server: Server) -> None:
     server.process.wait()
 
 
+@pytest.mark.once
 async def test_a_node_fails_over_under_load(cleanup: AsyncExitStack) -> None:
     with servers.redis_cluster() as nodes:
         client: Any = RedisCluster(
@@ -223,6 +224,7 @@ async def test_a_node_fails_over_under_load(cleanup: AsyncExitStack) -> None:
         )
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("dies", [True, False], ids=["dies", "becomes a replica"])
 async def test_sentinel_fails_over_under_load(cleanup: AsyncExitStack, dies: bool) -> None:
     with servers.redis_sentinel("sessions") as (primary, replica, sentinel):
