@@ -324,26 +324,31 @@ class Stubborn:
 
 
 @pytest.mark.parametrize("cancellations", [0, 1, 3])
-async def test_a_worker_that_swallows_cancellations_is_cancelled_again(cancellations: int) -> None:
+async def test_a_worker_that_swallows_cancellations_is_cancelled_again(
+    loop_clock: LoopClock, cancellations: int
+) -> None:
     store = Stubborn(cancellations)
-    batch = Batch(store.run, timeout=0.02, max_workers=1)
+    batch = Batch(store.run, timeout=PATIENCE, max_workers=1)
     stuck = batch.submit(1)
     await store.began.wait()
     queued = batch.submit(2)
     for future in (stuck, queued):
+        await loop_clock.pass_until(future.done)
         with pytest.raises(TimeoutError):
             await future
-    await batch.finish()
+    finish = asyncio.ensure_future(batch.finish())
+    await loop_clock.pass_until(finish.done)
     assert store.cancellations == 0
 
 
-async def test_waiters_fail_in_time_though_no_worker_ever_ends() -> None:
+async def test_waiters_fail_in_time_though_no_worker_ever_ends(loop_clock: LoopClock) -> None:
     store = Stubborn(10**9)
-    batch = Batch(store.run, timeout=0.02, max_workers=1)
+    batch = Batch(store.run, timeout=PATIENCE, max_workers=1)
     for operations in ([1, 2], [3]):
         futures = [batch.submit(operation) for operation in operations]
-        results = await asyncio.gather(*futures, return_exceptions=True)
-        assert {type(result) for result in results} == {TimeoutError}
+        waiting = asyncio.gather(*futures, return_exceptions=True)
+        await loop_clock.pass_until(waiting.done)
+        assert {type(result) for result in await waiting} == {TimeoutError}
     store.cancellations = 0
     await batch.finish()
 

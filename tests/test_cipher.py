@@ -48,6 +48,17 @@ def test_the_format_is_as_documented(clock: Clock) -> None:
     assert raw[:1] == b"\1"
 
 
+def test_a_message_too_short_for_a_time_is_not_opened() -> None:
+    assert make().open(seal(bytes(8))) == (b"", 0)
+    assert make().open(seal(bytes(7))) is None
+
+
+@pytest.mark.parametrize("size", [0, 11, 13])
+def test_a_nonce_of_another_size_is_refused(size: int) -> None:
+    with pytest.raises(ValueError, match="nonce"):
+        cookie_storage.seal_siv(lambda *_: b"", bytes(size), 1, b"{}", b"")
+
+
 @given(st.binary(max_size=200))
 def test_what_was_sealed_can_be_opened(payload: bytes) -> None:
     storage = make()

@@ -160,7 +160,7 @@ async def run_through_a_failover(
                 if not await storage.store.update(key, key.encode(), 60 * PATIENCE):
                     problems.append((key, "lost"))
                 rounds[key] += begun[0] == period
-            except (exceptions.RedisError, TimeoutError) as error:
+            except (exceptions.RedisError, OSError, TimeoutError) as error:
                 if is_safe(key):
                     problems.append((key, error))
                 if time.monotonic() - begun[1] > 2 * PATIENCE:

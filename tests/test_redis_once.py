@@ -19,6 +19,7 @@ from aiohttp_session.stores.redis import RedisStore
 from benchmarks import servers
 from benchmarks.servers import HOST, Server
 from tests.held_proxy import HeldProxy
+from tests.waiting import PATIENCE, LoopClock
 
 LARGE = b"x" * 50_000
 
@@ -46,7 +47,7 @@ async def client(proxy: HeldProxy, direct: Any) -> AsyncIterator[Any]:
 @pytest.fixture
 async def store(client: Any) -> RedisStore:
     """A store whose pipelined connection is open."""
-    store = RedisStore(client, timeout=5)
+    store = RedisStore(client, timeout=PATIENCE)
     await store.read("other")
     return store
 
@@ -197,23 +198,22 @@ async def test_a_write_does_not_overtake_one_that_nobody_waits_for(
 
 
 async def test_a_large_write_that_is_given_up_is_never_done(
-    proxy: HeldProxy, client: Any, direct: Any
+    proxy: HeldProxy, client: Any, direct: Any, loop_clock: LoopClock
 ) -> None:
-    store = RedisStore(client, timeout=0.2)
+    store = RedisStore(client, timeout=PATIENCE)
     await store.read("other")
     await direct.set("k", b"0")
     await store.update("k", LARGE, None)  # by a connection of its own
     await direct.set("k", b"0")
     proxy.hold_requests()
+    given_up = begin(store, lambda store: store.update("k", LARGE, None))
+    await proxy.holds(b"k")
+    await loop_clock.pass_until(given_up.done)
     with pytest.raises((TimeoutError, ConnectionError)):
-        await store.update("k", LARGE, None)
-    later = RedisStore(client)
-    later._servers = store._servers  # with time enough
-    for server in store._servers._objects.values():
-        server._timeout = server._batch._timeout = 5
-    assert await later.update("k", b"2", None)
+        await given_up
+    assert await store.update("k", b"2", None)
     proxy.release()
-    await undisturbed(later)
+    await undisturbed(store)
     assert await direct.get("k") == b"2"
 
 
