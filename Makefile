@@ -65,7 +65,6 @@ asan-debug asan-release: asan-%: build/asan-%
 
 # Coverage wants the generated C beside the .pyx files.
 test-trace: build/trace  ## which lines of the .pyx files the tests reach
-	$(BIN)/pip install --quiet cython
 	cd $< && AIOHTTP_SESSION_TRACE=1 $(INSTALL_COPY)
 	cp -R $</source/src_ext $</source/build/cython/src_ext $<
 	sed -i -e 's/^source = .*/source = ["src_ext"]\nplugins = ["Cython.Coverage"]/' \
@@ -74,7 +73,7 @@ test-trace: build/trace  ## which lines of the .pyx files the tests reach
 
 # A copy to build in, so that no object file of an unusual build gets into the next one.
 INSTALL_COPY = AIOHTTP_SESSION_REQUIRE_EXTENSIONS=1 \
-    $(CURDIR)/$(BIN)/pip install --quiet --no-deps --target . ./source
+    $(CURDIR)/$(BIN)/pip install --quiet --no-deps --no-build-isolation --no-compile --target . ./source
 build/asan-debug build/asan-release build/trace: .venv/has-test
 	rm -rf $@
 	mkdir -p $@/source
