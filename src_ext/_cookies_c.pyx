@@ -25,6 +25,8 @@ cdef enum Kind:  # of a character, as bits
 
 cdef unsigned char[256] KINDS
 
+cdef unsigned char[256] SIZES  # what a character takes when it is written in quotes
+
 
 cdef void _classify() noexcept:
     for code in range(256):
@@ -43,6 +45,7 @@ cdef void _classify() noexcept:
             if char not in '",;\\':
                 kinds |= PLAIN
         KINDS[code] = kinds
+        SIZES[code] = 1 if kinds & PLAIN else 2 if char in '"\\' else 4
 
 
 _classify()
@@ -105,15 +108,21 @@ def find_cookie(header, name):
                 i += 1
             value_start = i
             if text[i] == c'"':
-                i += 1
-                while text[i] != c'"':
-                    if text[i] == c"\\":
-                        i += 1
-                    if not KINDS[text[i]] & QUOTED:
-                        return False
+                i = _skip_value(text, i + 1, end)
+                if text[i] == c'"':  # all of it, as of base64: there is nothing to unquote
+                    value_start += 1
+                    value_end = i
                     i += 1
-                i += 1
-                value_end = i
+                else:
+                    i = value_start + 1
+                    while text[i] != c'"':
+                        if text[i] == c"\\":
+                            i += 1
+                        if not KINDS[text[i]] & QUOTED:
+                            return False
+                        i += 1
+                    i += 1
+                    value_end = i
                 if i < end and text[i] != c";" and text[i] != c" ":
                     return False
             else:
@@ -201,38 +210,46 @@ def quote(value):
         return None
     cdef const unsigned char* text = PyUnicode_1BYTE_DATA(value)
     cdef Py_ssize_t length = PyUnicode_GET_LENGTH(value)
-    cdef Py_ssize_t i, size = length + 2
-    cdef unsigned char code, all_kinds = BARE | QUOTED
-    for i in range(length):
-        all_kinds &= KINDS[text[i]]
-    if not all_kinds & QUOTED:
-        return None
-    if all_kinds & BARE and length:
+    cdef Py_ssize_t i = 0, size
+    while KINDS[text[i]] & BARE:  # the byte after the text is 0
+        i += 1
+    if i == length and length:
         return value
-    for i in range(length):
-        code = text[i]
-        if not KINDS[code] & PLAIN:
-            size += 1 if code == c'"' or code == c"\\" else 3  # a comma or semicolon
+    size = i + 2
+    for i in range(i, length):
+        size += SIZES[text[i]]
     quoted = PyUnicode_New(size, 127)
-    cdef unsigned char* out = PyUnicode_1BYTE_DATA(quoted)
-    out[0] = out[size - 1] = c'"'
+    return quoted if _write_quoted(text, length, PyUnicode_1BYTE_DATA(quoted)) else None
+
+
+cdef bint _write_quoted(
+    const unsigned char* text, Py_ssize_t length, unsigned char* out
+) noexcept:
+    """Write a value in quotes; return False if a character can't be written."""
+    cdef const unsigned char* end = text + length
+    out[0] = c'"'
     out += 1
-    for i in range(length):
-        code = text[i]
-        if KINDS[code] & PLAIN:
-            out[0] = code
+    while True:
+        while KINDS[text[0]] & PLAIN:
+            out[0] = text[0]
             out += 1
-            continue
+            text += 1
+        if text == end:
+            break
+        if not KINDS[text[0]] & QUOTED:
+            return False
         out[0] = c"\\"
-        if code == c'"' or code == c"\\":
-            out[1] = code
+        if text[0] == c'"' or text[0] == c"\\":
+            out[1] = text[0]
             out += 2
-        else:
+        else:  # a comma or semicolon
             out[1] = c"0"
-            out[2] = c"0" + (code >> 3)
-            out[3] = c"0" + (code & 7)
+            out[2] = c"0" + (text[0] >> 3)
+            out[3] = c"0" + (text[0] & 7)
             out += 4
-    return quoted
+        text += 1
+    out[0] = c'"'
+    return True
 
 
 cdef bint _is_token(const unsigned char* text, Py_ssize_t length) noexcept:

@@ -108,24 +108,29 @@ cdef str _escape(bytes json):
     """Write what is not printable ASCII in the strings of JSON as ``\\uXXXX``, for UTF-16."""
     cdef const unsigned char* text = <const unsigned char*>PyBytes_AS_STRING(json)
     cdef Py_ssize_t length = PyBytes_GET_SIZE(json), size = length, i = 0
+    cdef Py_ssize_t start
     cdef unsigned int code
-    for i in range(length):
+    while True:
+        i = _skip_ascii(text, i, length)
+        if i == length:
+            break
         # A character of two or three bytes takes six, one of four takes twelve, DEL takes six.
-        if text[i] >= 0x7F:
-            size += 5 if text[i] == 0x7F else -1 if text[i] < 0xC0 else 11 if text[i] >= 0xF0 else 5
+        size += 5 if text[i] == 0x7F else -1 if text[i] < 0xC0 else 11 if text[i] >= 0xF0 else 5
+        i += 1
     escaped = PyUnicode_New(size, 127)
     cdef unsigned char* out = PyUnicode_1BYTE_DATA(escaped)
     if size == length:
         memcpy(out, text, length)
         return escaped
     i = 0
-    while i < length:
+    while True:
+        start, i = i, _skip_ascii(text, i, length)
+        memcpy(out, text + start, i - start)
+        out += i - start
+        if i == length:
+            break
         code = text[i]
         i += 1
-        if code < 0x7F:
-            out[0] = code
-            out += 1
-            continue
         if code >= 0xF0:
             code = (
                 (code & 7) << 18 | (text[i] & 63) << 12 | (text[i + 1] & 63) << 6 | text[i + 2] & 63
@@ -141,6 +146,20 @@ cdef str _escape(bytes json):
             i += 1
         out = _write_escape(out, code)
     return escaped
+
+
+cdef Py_ssize_t _skip_ascii(const unsigned char* text, Py_ssize_t i, Py_ssize_t end) noexcept:
+    # Eight characters at a time: one that is DEL has the top bit when 1 is added, others beyond
+    # ASCII have it already. What carries into the next byte comes from such a one.
+    cdef unsigned long long each = 0x0101010101010101, eight
+    while end - i >= 8:
+        memcpy(&eight, text + i, 8)
+        if (eight | (eight + each)) & (0x80 * each):
+            break
+        i += 8
+    while i < end and text[i] < 0x7F:
+        i += 1
+    return i
 
 
 cdef unsigned char* _write_escape(unsigned char* out, unsigned int unit) noexcept:

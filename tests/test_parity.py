@@ -187,8 +187,26 @@ def test_find_cookie_finds_what_aiohttp_finds(header: str, name: str) -> None:
 @pytest.mark.parametrize("character", [chr(code) for code in range(128)], ids=ascii)
 def test_find_cookie_knows_each_character_wherever_it_stands(character: str) -> None:
     for position in range(20):
-        header = f"a=b; N={'x' * position}{character}{'x' * (20 - position)}; c=d"
-        same(_cookies_c, _cookies_py, "find_cookie", header, "N")
+        value = f"{'x' * position}{character}{'x' * (20 - position)}"
+        for header in (f"a=b; N={value}; c=d", f'a=b; N="{value}"; c=d'):
+            same(_cookies_c, _cookies_py, "find_cookie", header, "N")
+
+
+@pytest.mark.parametrize("character", [chr(code) for code in range(128)], ids=ascii)
+def test_quote_knows_each_character_wherever_it_stands(character: str) -> None:
+    for position in range(20):
+        value = f"{'x' * position}{character}{'x' * (20 - position)}"
+        same(_cookies_c, _cookies_py, "quote", value)
+        same(_cookies_c, _cookies_py, "quote", value.replace("x", ","))
+
+
+@pytest.mark.parametrize(
+    "character", ["~", "\x7f", "\x80", "\xff", "\u20ac", "\U0001f600"], ids=ascii
+)
+def test_dumps_escapes_a_character_wherever_it_stands(character: str) -> None:
+    for position in range(20):
+        value = f"{'x' * position}{character}{'x' * (20 - position)}"
+        same(_payload_c, _payload_py, "dumps", [value, character * 3])
 
 
 @TEXTS
