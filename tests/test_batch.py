@@ -353,6 +353,34 @@ async def test_waiters_fail_in_time_though_no_worker_ever_ends(loop_clock: LoopC
     await batch.finish()
 
 
+async def test_many_that_wait_are_not_looked_at_for_each_of_them(loop_clock: LoopClock) -> None:
+    looks = 0
+
+    class Counting(Batch[int, int]):
+        def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
+            nonlocal looks
+            looks += 1
+            super()._expire(loop)
+
+    store = Stubborn(10**9)
+    batch = Counting(store.run, timeout=PATIENCE, max_workers=1)
+    waited: list[float] = []
+    for number in range(1000):
+        future, since = batch.submit(number), loop_clock()
+        future.add_done_callback(lambda _, since=since: waited.append(loop_clock() - since))
+        loop_clock.advance(PATIENCE / 2000)
+        await asyncio.sleep(0)
+    await loop_clock.pass_until(lambda: len(waited) == 1000 or looks > 100)
+    queued = len(batch.queue)
+    store.cancellations = 0  # or this test would not end if it failed
+    assert len(waited) == 1000
+    assert max(waited) < 1.05 * PATIENCE
+    assert looks < 100
+    assert queued == 0  # what has failed is forgotten
+    finishing = asyncio.ensure_future(batch.finish())
+    await loop_clock.pass_until(finishing.done)
+
+
 async def test_a_loop_that_was_paused_before_a_worker_began_ends_all(store: Store) -> None:
     batch = Batch(store.run, timeout=5)
     loop = asyncio.get_running_loop()

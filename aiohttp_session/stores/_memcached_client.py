@@ -30,7 +30,8 @@ class Client:
     `ConnectionLostError`, and whoever sent it decides.
 
     :param options: for ``loop.create_connection``.
-    :param timeout: seconds after which a command fails with TimeoutError.
+    :param timeout: seconds after which a command fails with TimeoutError; a fiftieth more when
+        many do.
     :param max_connections: how many are open at the most. One carries all, unless it is clogged
         with large records.
     """
@@ -257,7 +258,11 @@ class Client:
             return
         for connection in list(self._connections):
             connection.expire(now)
-        due = min((connection.due for connection in self._connections), default=math.inf)
+        # What is on its way to another connection is in the queue.
+        due = [connection.due for connection in self._connections]
+        due += [command.deadline for command in self._commands]
+        first = min(due, default=math.inf)
         self._timer_at = math.inf
-        if due < math.inf:
-            self._set_timer(due, loop)
+        if first < math.inf:
+            # Not for each of thousands that wait: to look at them all takes milliseconds.
+            self._set_timer(max(first, now + self._timeout / 50), loop)

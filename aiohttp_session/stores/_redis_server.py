@@ -114,9 +114,10 @@ class Server:
         if size > LARGE or self._large or self._writing or self._batch.queue:
             key = operation[0]
             size = self.note_size(key, size)
-            is_apart = size > LARGE and pipeline is not None and not pipeline.is_writing(key)
-            if is_apart or self._is_batched(key):
-                pipeline = None
+            if pipeline is not None:
+                is_apart = size > LARGE and not pipeline.is_writing(key)
+                if is_apart or self._is_batched(key):
+                    pipeline = None
         if pipeline is not None:
             return pipeline.submit(operation)
         return self._batch.submit(operation, size, droppable=droppable)

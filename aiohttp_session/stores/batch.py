@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeAlias, TypeVar
@@ -31,7 +32,7 @@ class Batch(Generic[_Operation, _Result]):
         exception in the place of one that failed. What it raises, all of them get. It is
         cancelled when the time is up, and again until it ends.
     :param timeout: seconds from its submission after which an operation fails with TimeoutError.
-        A store that stalls can make it a quarter less.
+        A store that stalls can make it a quarter less, or a fiftieth more.
     :param max_operations: how many operations run together.
     :param max_bytes: how many bytes run together; an operation that is larger runs alone.
     :param max_workers: how many batches are under way at the same time.
@@ -194,13 +195,24 @@ class Batch(Generic[_Operation, _Result]):
                 self._deadlines[task] = now + self._timeout / 4
                 for _, future, *_ in self._chunks.get(task, ()):
                     _fail(future, self._timeout_error())
-        for _, future, _, _, since in self.queue:  # no worker may be free to take them
-            if since + self._timeout <= now:
-                _fail(future, self._timeout_error())
-        due = [since + self._timeout for *_, since in self.queue if since + self._timeout > now]
-        due += self._deadlines.values()
+        due = [*self._deadlines.values()]
+        if self.queue:  # no worker may be free to take them
+            due.append(self._expire_queue(now - self._timeout) + self._timeout)
         if due:
-            self._set_timer(min(due), loop)
+            # Not for each of thousands that wait: to look at them all takes a millisecond.
+            self._set_timer(max(min(due), now + self._timeout / 50), loop)
+
+    def _expire_queue(self, too_old: float) -> float:
+        """Fail what came too long ago, and return when the first of the others came."""
+        waiting = []
+        for entry in self.queue:
+            if entry[4] > too_old:
+                waiting.append(entry)
+            else:
+                _fail(entry[1], self._timeout_error())
+        self.queue.clear()
+        self.queue.extend(waiting)
+        return min((entry[4] for entry in waiting), default=math.inf)
 
 
 def _fail(future: asyncio.Future[_Result], error: BaseException) -> None:
