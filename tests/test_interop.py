@@ -298,7 +298,7 @@ async def test_records_in_redis_expire_alike(
             await browser.ask(package, "redis", "PUT", lives=100, json={"items": {"a": 1}, **body})
             (key,) = await redis.keys()
             assert key == f"REDIS_100_{browser.cookies['REDIS_100']}"
-            assert ttl - 5 <= await redis.ttl(key) <= ttl
+            assert ttl // 2 < await redis.ttl(key) <= ttl
 
 
 async def test_records_in_redis_stay_without_max_age(

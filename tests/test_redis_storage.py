@@ -157,13 +157,14 @@ async def test_many_at_once_get_their_own(client: AnyRedis) -> None:
 @pytest.mark.parametrize("verb", ["create", "update", "swap"])
 async def test_a_record_expires_with_its_ttl(plain: AnyRedis, verb: str, ttl: int | None) -> None:
     storage = RedisStorage(plain)
-    await plain.set("k", b"1", ex=7)
+    await plain.set("k", b"1", ex=1000)
     if verb == "swap":
         await storage.store.swap("k", b"1", b"2", ttl)
     else:
         await getattr(storage.store, verb)("k", b"2", ttl)
     assert await plain.get("k") == b"2"
-    assert await plain.ttl("k") == (-1 if ttl is None else ttl)
+    left = await plain.ttl("k")
+    assert left == -1 if ttl is None else 0 < left <= ttl
 
 
 async def test_requests_share_few_connections(plain: AnyRedis) -> None:
