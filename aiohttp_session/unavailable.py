@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterator
 
 from aiohttp import hdrs, web
+from aiohttp.abc import AbstractStreamWriter
 from aiohttp.typedefs import Middleware
 
 from .log import log
@@ -61,6 +62,17 @@ def guard(app: web.Application) -> Middleware:
     return middleware
 
 
+class _Unavailable(web.HTTPServiceUnavailable):
+    """An answer that is given up when it was sent, and not by the garbage collector.
+
+    Its traceback ends in the frame of aiohttp's that holds it.
+    """
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        self.__traceback__ = None
+        return await super().prepare(request)
+
+
 def answer(error: BaseException, request: web.Request, app: web.Application | None) -> None:
     """Raise HTTPServiceUnavailable in place of an error that was noted.
 
@@ -74,7 +86,7 @@ def answer(error: BaseException, request: web.Request, app: web.Application | No
     if any(answers_in(outer) for outer in apps[: apps.index(app)]):
         return
     log.debug("A session could not be loaded or saved: answered 503", exc_info=error)
-    response = web.HTTPServiceUnavailable(headers={hdrs.RETRY_AFTER: _RETRY_AFTER})
+    response = _Unavailable(headers={hdrs.RETRY_AFTER: _RETRY_AFTER})
     if getattr(request.writer, "chunked", False):
         # Set up for a stream that could not be started: aiohttp goes on as if it had been.
         response.enable_chunked_encoding()

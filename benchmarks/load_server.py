@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
@@ -54,7 +56,7 @@ async def _serve(setting: dict[str, Any]) -> None:
         app.router.add_get("/login/{user}", _log_in)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    site = web.TCPSite(runner, HOST, 0)
+    site = web.TCPSite(runner, HOST, 0, backlog=4096)  # a client whose turn is lost waits a second
     await site.start()
     port = runner.addresses[0][1]
     loop = asyncio.get_running_loop()
@@ -63,18 +65,24 @@ async def _serve(setting: dict[str, Any]) -> None:
     def obey() -> None:
         for line in sys.stdin:
             command, _ = json.loads(line)
-            answers: dict[str, Any] = {
-                "describe": describe(),
-                "port": port,
-                "cpu": time.process_time(),
+            answers: dict[str, Callable[[], Any]] = {
+                "describe": describe,
+                "port": lambda: port,
+                "cpu": time.process_time,
+                "objects": _count_objects,
             }
-            print(json.dumps({"result": answers[command]}), flush=True)
+            print(json.dumps({"result": answers[command]()}), flush=True)
         loop.call_soon_threadsafe(done.set)
 
     threading.Thread(target=obey, daemon=True).start()
     await done.wait()
     with contextlib.suppress(asyncio.TimeoutError):
         await asyncio.wait_for(runner.cleanup(), 2)
+
+
+def _count_objects() -> int:
+    gc.collect()
+    return sys.getallocatedblocks()
 
 
 @web.middleware

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import re
 import resource
+import select
 import signal
+import socket
 import statistics
-from collections import deque
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from . import load, load_server, servers
 from .cases import SERVERS, Stores
@@ -22,17 +25,18 @@ from .contenders import Contender
 TIMEOUT = 5.0  # seconds: the storages' own
 BEFORE = 3.0  # seconds of load before the store is stopped
 AFTER = 12.0  # and after it goes on
+_PATIENCE = 2 * TIMEOUT  # for the answers after that
+_TICK = 0.005  # seconds from one look at the time to the next
 _MOST_WAITING = 14_000  # requests; beyond it they are not sent, so that the client stays alive
 _LENGTH = re.compile(rb"(?i)content-length: *(\d+)")
 
 
-@dataclass
-class Sample:
-    """One request: seconds since the start of the load."""
+class Sample(NamedTuple):
+    """One request."""
 
-    sent: float
-    status: int
-    took: float
+    sent: float  # seconds from the start of the load until it was due
+    status: int  # 0 if its connection was closed instead
+    took: float  # seconds since then; so a client that is late makes it longer
 
 
 @dataclass
@@ -45,9 +49,11 @@ class Outage:
     stopped: float  # seconds
     samples: list[Sample] = field(default_factory=list)
     most_waiting: int = 0
+    latest: float = 0.0  # seconds after its time that a request was sent
     not_sent: int = 0
     unanswered: int = 0
     memory: tuple[float, float, float] = (0, 0, 0)  # MiB: before, at the most, after
+    objects: tuple[int, int] = (0, 0)  # blocks of memory that Python uses: before, after
     begun: float = 0.0
     resumed: float = 0.0
 
@@ -92,7 +98,8 @@ def measure(
             getattr(servers, SERVERS[storage])() as server,
             _contender(contender_name, storage, server, uvloop=uvloop) as contender,
         ):
-            asyncio.run(_Client(contender, outage).run(server))
+            cookies = asyncio.run(load.log_in(load_server.HOST, contender.ask("port")))
+            _Client(contender, outage, cookies).run(server)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     return outage
@@ -115,98 +122,137 @@ def _contender(
 
 
 class _Client:
-    """Sends requests at a steady rate, however many are not answered."""
+    """Sends requests at a steady rate, however many are not answered.
 
-    def __init__(self, contender: Contender, outage: Outage) -> None:
+    Below asyncio, since on a machine with two cores it must take less than one of them.
+    """
+
+    def __init__(self, contender: Contender, outage: Outage, cookies: list[str]) -> None:
         self._contender = contender
         self._outage = outage
-        self._port: int = contender.ask("port")
-        self._free: deque[_Connection] = deque()
-        self._requests: list[bytes] = []
-        self.waiting: set[_Connection] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    async def run(self, server: servers.Server) -> None:
-        self._loop = loop = asyncio.get_running_loop()
-        cookies = await load.log_in(load_server.HOST, self._port)
+        self._address = (load_server.HOST, contender.ask("port"))
         self._requests = [_request(cookie) for cookie in cookies]
+        self._sent = 0
+        self._free: list[_Connection] = []
+        self._connections: dict[int, _Connection] = {}
+        self._waiting = 0
+        self._epoll = select.epoll()
+
+    def run(self, server: servers.Server) -> None:
         outage = self._outage
-        self._start = loop.time()
-        outage.begun = BEFORE
-        outage.resumed = BEFORE + outage.stopped
-        end = outage.resumed + AFTER
-        sending = asyncio.ensure_future(self._send_all(end))
-        await asyncio.sleep(BEFORE)
+        self._start = time.monotonic()
+        self._send_until(BEFORE)
+        objects = self._contender.ask("objects")
         before = most = self._memory()
         os.kill(server.process.pid, signal.SIGSTOP)
-        outage.begun = self.now
+        outage.begun = self._now
         try:
-            while self.now < outage.begun + outage.stopped:
-                await asyncio.sleep(0.25)
+            while self._now < outage.begun + outage.stopped:
+                self._send_until(min(self._now + 0.25, outage.begun + outage.stopped))
                 most = max(most, self._memory())
         finally:
-            outage.resumed = self.now
+            outage.resumed = self._now
             os.kill(server.process.pid, signal.SIGCONT)
-        await sending
-        while (self.waiting or self._tasks) and self.now < end + 2 * TIMEOUT:
-            await asyncio.sleep(0.01)
-        waiting, self.waiting = self.waiting, set()
-        outage.unanswered = len(waiting)
-        for connection in (*waiting, *self._free):
-            connection.close()
-        await asyncio.sleep(1)
+        self._send_until(outage.resumed + AFTER)
+        end = self._now + _PATIENCE
+        while self._waiting and self._now < end:
+            self._receive()
+        outage.unanswered = self._waiting
+        self._free.clear()
+        for connection in [*self._connections.values()]:
+            self._close(connection)
+        self._epoll.close()
+        outage.objects = (objects, self._settled())
         outage.memory = (before, most, self._memory())
 
     @property
-    def now(self) -> float:
-        return self._loop.time() - self._start
+    def _now(self) -> float:
+        return time.monotonic() - self._start
 
-    async def _send_all(self, end: float) -> None:
-        sent = 0
-        while (now := self.now) < end:
-            due = int(now * self._outage.rate) - sent
-            for _ in range(due):
-                self._send(self._requests[sent % len(self._requests)])
-                sent += 1
-            await asyncio.sleep(0.005)
+    def _send_until(self, end: float) -> None:
+        while (now := self._now) < end:
+            while (due := self._sent / self._outage.rate) <= now:
+                self._outage.latest = max(self._outage.latest, now - due)
+                self._send(self._requests[self._sent % len(self._requests)], due)
+                self._sent += 1
+            self._receive()
 
-    def _send(self, request: bytes) -> None:
-        while self._free:
-            connection = self._free.popleft()
-            if connection.is_open:
-                connection.send(request, self.now)
-                return
-        if len(self.waiting) + len(self._tasks) >= _MOST_WAITING:
+    def _send(self, request: bytes, due: float) -> None:
+        if self._free:
+            connection = self._free.pop()
+        elif self._waiting < _MOST_WAITING:
+            connection = self._connect()
+        else:
             self._outage.not_sent += 1
             return
-        task = self._loop.create_task(self._send_on_new(request, self.now))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _send_on_new(self, request: bytes, now: float) -> None:
+        connection.due = due
+        self._waiting += 1
+        self._outage.most_waiting = max(self._outage.most_waiting, self._waiting)
         try:
-            connection = await self._connect()
+            connection.socket.send(request)
+        except BlockingIOError:  # it is not open yet
+            connection.unsent = request
+            self._epoll.modify(connection.socket, select.EPOLLOUT)
         except OSError:
-            self._outage.not_sent += 1
-            return
-        connection.send(request, now)
+            self._end(connection, 0, is_open=False)
 
-    async def _connect(self) -> _Connection:
-        _, connection = await asyncio.get_running_loop().create_connection(
-            lambda: _Connection(self), load_server.HOST, self._port
-        )
+    def _connect(self) -> _Connection:
+        connection = _Connection(socket.socket())
+        connection.socket.setblocking(False)
+        connection.socket.connect_ex(self._address)
+        self._connections[connection.socket.fileno()] = connection
+        self._epoll.register(connection.socket, select.EPOLLIN)
         return connection
 
-    def note(self, connection: _Connection, status: int) -> None:
-        """Take down an answer; status 0 is a connection closed without one."""
-        now = self.now
-        self._outage.samples.append(Sample(connection.since, status, now - connection.since))
-        if connection.is_open:
-            self._free.append(connection)
+    def _receive(self) -> None:
+        for number, _ in self._epoll.poll(_TICK):
+            connection = self._connections[number]
+            try:
+                self._go_on(connection)
+            except OSError:
+                self._end(connection, 0, is_open=False)
 
-    def count(self) -> None:
-        """Take down how many wait."""
-        self._outage.most_waiting = max(self._outage.most_waiting, len(self.waiting))
+    def _go_on(self, connection: _Connection) -> None:
+        if connection.unsent:
+            connection.socket.send(connection.unsent)
+            connection.unsent = b""
+            self._epoll.modify(connection.socket, select.EPOLLIN)
+            return
+        data = connection.socket.recv(2**16)
+        connection.received += data
+        head, end, body = connection.received.partition(b"\r\n\r\n")
+        length = _LENGTH.search(head)
+        if not data:
+            self._end(connection, 0, is_open=False)
+        elif end and len(body) >= int(length[1] if length else 0):
+            connection.received = b""
+            self._end(connection, int(head[9:12]), is_open=b"onnection: close" not in head)
+
+    def _end(self, connection: _Connection, status: int, *, is_open: bool) -> None:
+        """Take down an answer, or that a connection was closed without one."""
+        if connection.due is not None:
+            sample = Sample(connection.due, status, self._now - connection.due)
+            self._outage.samples.append(sample)
+            self._waiting -= 1
+            connection.due = None
+        if is_open:
+            self._free.append(connection)
+        else:
+            self._close(connection)
+
+    def _close(self, connection: _Connection) -> None:
+        del self._connections[connection.socket.fileno()]
+        if connection in self._free:
+            self._free.remove(connection)
+        connection.socket.close()
+
+    def _settled(self) -> int:
+        """Return the number of objects when the server has seen that its clients are gone."""
+        before, objects = math.inf, self._contender.ask("objects")
+        while objects < before:
+            time.sleep(0.5)
+            before, objects = objects, self._contender.ask("objects")
+        return int(before)
 
     def _memory(self) -> float:
         pid = self._contender._process.pid
@@ -214,44 +260,14 @@ class _Client:
         return pages * resource.getpagesize() / 2**20
 
 
-class _Connection(asyncio.Protocol):
+@dataclass(eq=False, slots=True)
+class _Connection:
     """A keep-alive connection with at most one request under way."""
 
-    def __init__(self, client: _Client) -> None:
-        self._client = client
-        self._received = b""
-        self.is_open = True
-        self.since = 0.0
-
-    def connection_made(self, transport: Any) -> None:
-        self._transport = transport
-
-    def send(self, request: bytes, since: float) -> None:
-        self.since = since
-        self._client.waiting.add(self)
-        self._client.count()
-        self._transport.write(request)
-
-    def close(self) -> None:
-        self._transport.abort()
-
-    def data_received(self, data: bytes) -> None:
-        self._received += data
-        head, end, body = self._received.partition(b"\r\n\r\n")
-        length = _LENGTH.search(head)
-        if not end or len(body) < int(length[1] if length else 0):
-            return
-        self._received = b""
-        if b"onnection: close" in head:
-            self.is_open = False
-        self._client.waiting.discard(self)
-        self._client.note(self, int(head[9:12]))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.is_open = False
-        if self in self._client.waiting and exc is None:
-            self._client.waiting.discard(self)
-            self._client.note(self, 0)
+    socket: socket.socket
+    due: float | None = None  # when its request was, if one is under way
+    unsent: bytes = b""
+    received: bytes = b""
 
 
 def _request(cookie: str) -> bytes:

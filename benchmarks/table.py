@@ -118,17 +118,20 @@ def owner_rows(found: list[Owned]) -> Rows:
 
 def outage_rows(outages: list[Outage]) -> Rows:
     """Make a row for each outage."""
-    headings = ["storage", "contender", "answered", "not answered", "most waiting", "longest s"]
-    headings += ["then median ms", "well after s", "MiB before", "most", "after"]
+    headings = ["storage", "contender", "answered", "not answered", "sent late by s"]
+    headings += ["most waiting", "longest s", "then median ms", "well after s"]
+    headings += ["MiB before", "most", "after", "objects before", "after"]
     groups: dict[str, list[list[str]]] = {}
     for outage in outages:
         statuses = ", ".join(
             f"{count} of {status or 'closed'}" for status, count in outage.statuses.items()
         )
         row = [outage.storage, outage.contender, statuses]
-        row += [str(outage.unanswered + outage.not_sent), str(outage.most_waiting)]
-        row += [f"{max(outage.waited, default=0):.2f}", f"{outage.quick * 1e3:.1f}"]
-        row += [f"{outage.recovery:.2f}", *(f"{memory:.0f}" for memory in outage.memory)]
+        row += [str(outage.unanswered + outage.not_sent), f"{outage.latest:.2f}"]
+        row += [str(outage.most_waiting), f"{max(outage.waited, default=0):.2f}"]
+        row += [f"{outage.quick * 1e3:.1f}", f"{outage.recovery:.2f}"]
+        row += [f"{memory:.0f}" for memory in outage.memory]
+        row += [f"{objects:,}" for objects in outage.objects]
         groups.setdefault(outage.storage, []).append(row)
     return Rows(headings, list(groups.values()))
 

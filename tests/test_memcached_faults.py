@@ -200,18 +200,24 @@ async def test_server_that_does_not_answer_is_a_timeout(
 async def test_read_that_is_repeated_just_before_its_time_is_up_waits_no_longer(
     proxy: Proxy, storage: MemcachedStorage, loop_clock: LoopClock
 ) -> None:
-    proxy.hold()
     waited: list[float] = []
+
+    async def visit(key: str) -> None:
+        since = loop_clock()
+        with pytest.raises(TimeoutError):
+            await storage.store.read(key)
+        waited.append(loop_clock() - since)
+
+    proxy.hold()
+    visits = []
     # The second is repeated with the first, last when that one's time is up. Then the timer was
     # set for the third, which goes by another connection.
     for connections, pause in ((1, 0.9), (1, PATIENCE / 3), (2, PATIENCE / 6 - 1)):
-        read, since = asyncio.ensure_future(storage.store.read(f"{pause}")), loop_clock()
-        read.add_done_callback(lambda _, since=since: waited.append(loop_clock() - since))
+        visits.append(asyncio.ensure_future(visit(f"{pause}")))
         await turns()
         await until(lambda: proxy.held_replies == connections)  # noqa: B023
         loop_clock.advance(pause)
-    await loop_clock.pass_until(lambda: len(waited) == 3)
-    assert isinstance(read.exception(), TimeoutError)
+    await loop_clock.pass_until(lambda: all(visit.done() for visit in visits))
     assert max(waited) < 1.05 * PATIENCE
 
 

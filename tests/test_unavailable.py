@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import Any
+from weakref import ref
 
 import pytest
 from aiohttp import ClientPayloadError, web
@@ -20,6 +22,7 @@ from aiohttp_session import (
 from aiohttp_session.memory_storage import MemoryStorage
 from aiohttp_session.stores.outage import CircuitBreaker
 from tests.contract import NAME, Handler
+from tests.waiting import until
 
 ERRORS = [ConnectionRefusedError("hidden"), TimeoutError("hidden"), StoreUnavailableError("hidden")]
 COOKIES = {NAME: "0123456789abcdef"}
@@ -128,6 +131,38 @@ async def test_it_is_answered_503(
     app = make_app(storage, handler, *middlewares)
     fail(storage, verb, error)
     assert await status(aiohttp_client, app) == 503
+
+
+@pytest.mark.parametrize("middlewares", [(), (idle,)], ids=["alone", "with another"])
+@pytest.mark.parametrize(("verb", "handler"), [("read", load), ("create", change)])
+async def test_nothing_of_it_is_left_to_the_garbage_collector(
+    verb: str,
+    handler: Handler,
+    middlewares: tuple[Middleware, ...],
+    storage: MemoryStorage,
+    aiohttp_client: AiohttpClient,
+) -> None:
+    # At thousands of them a second it would be busy with nothing else.
+    class LateError(TimeoutError):
+        def __init__(self) -> None:
+            errors.append(ref(self))
+
+    errors: list[ref[LateError]] = []
+
+    async def time_out(*_: object) -> None:
+        raise LateError
+
+    app = make_app(storage, handler, *middlewares)
+    setattr(storage.store, verb, time_out)
+    client = await aiohttp_client(app, cookies=COOKIES)
+    gc.disable()
+    try:
+        for _ in range(2):
+            async with client.get("/") as response:
+                assert response.status == 503
+        await until(lambda: errors[0]() is None)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("handler", [load, change])
