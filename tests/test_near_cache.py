@@ -32,7 +32,7 @@ from benchmarks import servers
 from benchmarks.servers import HOST, Server
 from tests.proxy import Proxy
 from tests.stores import innermost
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, turns
 
 NO_RETRY = Retry(NoBackoff(), 0)
 
@@ -352,11 +352,6 @@ async def test_several_writes_at_once_keep_the_last(here: Process, there: Proces
     assert not await here.is_hit("k", b"x")
 
 
-async def turns(number: int) -> None:
-    for _ in range(number):
-        await asyncio.sleep(0)
-
-
 @pytest.mark.parametrize("large", [False, True])  # by the connection that tracks; beside it
 @pytest.mark.parametrize("change", ["update", "swap", "delete"])
 async def test_a_record_is_not_served_from_when_its_change_begins(
@@ -368,10 +363,10 @@ async def test_a_record_is_not_served_from_when_its_change_begins(
     arguments = {"update": (payload, 60), "swap": (b"1", payload, 60), "delete": ()}[change]
     proxy.hold()
     changing = asyncio.ensure_future(getattr(here.near, change)("k", *arguments))
-    await turns(3)
+    await turns()
     assert here.near.near_cache_info().records == 0
     reading = asyncio.ensure_future(here.near.read("k"))
-    await turns(3)
+    await turns()
     assert not reading.done()
     proxy.resume()
     await changing
@@ -388,7 +383,7 @@ async def test_an_answer_that_a_change_beside_it_overtakes_is_not_kept(
     line = here.line
     line._writer.transport.pause_reading()
     reading = asyncio.ensure_future(here.near.read("k"))
-    await turns(3)
+    await turns()
     assert await here.near.update("k", large, 60)  # by another connection, as it is large
     line._hand_out(b"$1\r\n1\r\n")  # and that it was changed isn't yet in
     assert await reading == b"1"
@@ -403,7 +398,7 @@ async def test_an_answer_that_a_change_on_a_connection_that_is_left_overtakes_is
     left = here.line
     proxy.hold()
     writing = asyncio.ensure_future(here.near.update("k", b"2", 60))
-    await turns(3)
+    await turns()
     left.leave()
     assert here.near._records.get().ask("k") is None
     proxy.resume()
