@@ -32,7 +32,7 @@ from benchmarks import servers
 from benchmarks.servers import HOST, Server
 from tests.proxy import Proxy
 from tests.stores import innermost
-from tests.waiting import PATIENCE
+from tests.waiting import PATIENCE, turns
 
 NO_RETRY = Retry(NoBackoff(), 0)
 
@@ -64,7 +64,7 @@ class TestKeptRecords:
     """What is kept, apart from who tells of changes."""
 
     def keep(self, records: KeptRecords, key: str, payload: bytes, link: Link) -> None:
-        records.keep(key, records.ask(key) or object(), payload, link)
+        records.keep(records.ask(key) or [key], payload, link)
 
     def test_an_answer_is_kept(self) -> None:
         records = KeptRecords(10, 1000)
@@ -88,7 +88,7 @@ class TestKeptRecords:
             lambda records: records.forget("k"),
             lambda records: records.begin_change("k"),
             lambda records: (records.begin_change("k"), records.end_change("k")),
-            lambda records: records.ask_after_change("k"),
+            lambda records: records.ask_behind("k"),
             lambda records: records.forget_link(Link()),
         ],
     )
@@ -97,52 +97,58 @@ class TestKeptRecords:
     ) -> None:
         records = KeptRecords(10, 1000)
         token = records.ask("k")
+        assert token is not None
         assert records.ask("k") is token
         change(records)
-        records.keep("k", token, b"1", live_link())
+        records.keep(token, b"1", live_link())
         assert records.get("k") is None
         assert records.bytes == 0
 
-    def test_nothing_is_kept_while_a_change_is_under_way(self) -> None:
+    def test_nothing_is_kept_while_a_change_by_another_way_is_under_way(self) -> None:
         records = KeptRecords(10, 1000)
         records.begin_change("k")
         records.begin_change("k")
         assert records.ask("k") is None
-        assert records.ask_after_change("k") is None  # whose change comes last isn't known
+        assert records.ask_behind("k") is None
         records.end_change("k")
         assert records.ask("k") is None
-        assert records.ask_after_change("k") is not None
+        assert records.ask_behind("k") is None
         records.end_change("k")
         assert records.ask("k") is not None
 
-    def test_the_answer_right_behind_the_only_change_is_kept(self) -> None:
+    def test_the_answer_behind_the_last_of_several_changes_is_kept(self) -> None:
         records = KeptRecords(10, 1000)
-        records.begin_change("k")
-        token = records.ask_after_change("k")
-        records.keep("k", token, b"2", live_link())
-        records.end_change("k")
+        first, last = records.ask_behind("k"), records.ask_behind("k")
+        assert first is not None
+        assert last is not None
+        records.keep(first, b"1", live_link())
+        assert records.get("k") is None
+        records.keep(last, b"2", live_link())
         assert records.get("k") == b"2"
 
     def test_a_change_drops_what_is_kept(self) -> None:
         records = KeptRecords(10, 1000)
         self.keep(records, "k", b"1", live_link())
-        records.ask_after_change("k")
+        records.ask_behind("k")
         assert records.get("k") is None
 
     def test_only_the_first_of_several_answers_is_kept(self) -> None:
         records = KeptRecords(10, 1000)
         token = records.ask("k")
-        records.keep("k", token, b"1", live_link())
+        assert token is not None
+        records.keep(token, b"1", live_link())
         records.forget("k")
-        records.keep("k", token, b"1", live_link())
+        records.keep(token, b"1", live_link())
         assert records.get("k") is None
 
     def test_nothing_and_large_records_are_not_kept(self) -> None:
         records = KeptRecords(10, 10**9)
         for payload in (None, b"x" * (32 * 1024 + 1)):
             token = records.ask("k")
-            records.keep("k", token, payload, live_link())
+            assert token is not None
+            records.keep(token, payload, live_link())
             assert records.get("k") is None
+            assert not records._tokens  # or those who ask for ids at random would fill it
         self.keep(records, "k", b"x" * 32 * 1024, live_link())
         assert records.get("k") is not None
 
@@ -200,37 +206,15 @@ class Tracker:
     def track(self, records: Callable[[], KeptRecords]) -> None:
         self.records = records
 
-
-class GatedStore(MemoryStore):
-    """Begins writes only when a gate is opened, or fails."""
-
-    def __init__(self) -> None:
-        super().__init__(max_records=10)
-        self.gate = asyncio.Event()
-        self.error: Exception | None = None
-
-    async def update(self, key: str, payload: bytes, ttl: int | None) -> bool:
-        await self.gate.wait()
-        if self.error is not None:
-            raise self.error
-        return await super().update(key, payload, ttl)
+    def keep(self, key: str, payload: bytes) -> None:
+        self.records().keep(self.records().ask(key) or [key], payload, live_link())
 
 
-@pytest.fixture
-async def gated() -> tuple[NearCache, GatedStore, KeptRecords]:
-    store, tracker = GatedStore(), Tracker()
-    near = NearCache(store, tracker, max_records=10)
-    await store.create("k", b"1", None)
-    records = tracker.records()
-    records.keep("k", records.ask("k") or object(), b"1", live_link())
-    return near, store, records
-
-
-Gated = tuple[NearCache, GatedStore, KeptRecords]
-
-
-async def test_a_hit_takes_no_turn_of_the_event_loop(gated: Gated) -> None:
-    near, _, _ = gated
+async def test_a_hit_takes_no_turn_of_the_event_loop() -> None:
+    tracker = Tracker()
+    near = NearCache(MemoryStore(max_records=10), tracker, max_records=10)
+    await near.create("k", b"1", None)
+    tracker.keep("k", b"1")
     reading = near.read("k")
     with pytest.raises(StopIteration) as done:
         reading.send(None)
@@ -242,53 +226,6 @@ async def test_a_hit_takes_no_turn_of_the_event_loop(gated: Gated) -> None:
     await near.finish()
 
 
-async def test_a_record_is_not_served_from_when_a_change_begins(gated: Gated) -> None:
-    near, store, records = gated
-    update = asyncio.ensure_future(near.update("k", b"2", None))
-    await asyncio.sleep(0)
-    assert near.near_cache_info().records == 0
-    assert records.ask("k") is None
-    assert await near.read("k") == b"1"  # the store's, where nothing has happened yet
-    store.gate.set()
-    assert await update
-    assert await near.read("k") == b"2"
-    assert records.ask("k") is not None
-
-
-@pytest.mark.parametrize("ends", ["fails", "is cancelled"])
-async def test_a_change_that_is_not_done_keeps_nothing(gated: Gated, ends: str) -> None:
-    near, store, records = gated
-    update = asyncio.ensure_future(near.update("k", b"2", None))
-    await asyncio.sleep(0)
-    token = records.ask_after_change("k")
-    store.error = ConnectionResetError()
-    if ends == "fails":
-        store.gate.set()
-    else:
-        update.cancel()
-    await asyncio.wait([update])
-    records.keep("k", token, b"2", live_link())
-    assert near.near_cache_info().records == 0
-    assert await near.read("k") == b"1"
-
-
-async def test_every_change_lets_go_of_the_record(gated: Gated) -> None:
-    near, store, records = gated
-    store.gate.set()
-
-    async def kept_after(change: Any) -> int:
-        records.keep("k", records.ask("k") or object(), b"1", live_link())
-        assert near.near_cache_info().records == 1
-        await change
-        return near.near_cache_info().records
-
-    assert await kept_after(near.create("k", b"2", None)) == 0
-    assert await kept_after(near.update("k", b"3", None)) == 0
-    assert await kept_after(near.swap("k", b"3", b"4", None)) == 0
-    assert await kept_after(near.swap("k", b"3", b"5", None)) == 0
-    assert await kept_after(near.delete("k")) == 0
-
-
 def test_each_event_loop_has_its_own() -> None:
     store, tracker = MemoryStore(max_records=10), Tracker()
     near = NearCache(store, tracker, max_records=10)
@@ -296,10 +233,9 @@ def test_each_event_loop_has_its_own() -> None:
 
     async def read() -> None:
         await store.create("k", b"1", None)
-        records = tracker.records()
-        records.keep("k", records.ask("k") or object(), b"1", live_link())
+        tracker.keep("k", b"1")
         assert await near.read("k") == b"1"
-        kept.append(records)
+        kept.append(tracker.records())
 
     asyncio.run(read())
     asyncio.run(read())
@@ -414,6 +350,60 @@ async def test_several_writes_at_once_keep_the_last(here: Process, there: Proces
     await there.near.update("k", b"x", 60)
     await here.settle()
     assert not await here.is_hit("k", b"x")
+
+
+@pytest.mark.parametrize("large", [False, True])  # by the connection that tracks; beside it
+@pytest.mark.parametrize("change", ["update", "swap", "delete"])
+async def test_a_record_is_not_served_from_when_its_change_begins(
+    here: Process, proxy: Proxy, change: str, large: bool
+) -> None:
+    await here.near.create("k", b"1", 60)
+    assert await here.is_hit("k", b"1")
+    payload = b"x" * 40_000 if large else b"2"
+    arguments = {"update": (payload, 60), "swap": (b"1", payload, 60), "delete": ()}[change]
+    proxy.hold()
+    changing = asyncio.ensure_future(getattr(here.near, change)("k", *arguments))
+    await turns()
+    assert here.near.near_cache_info().records == 0
+    reading = asyncio.ensure_future(here.near.read("k"))
+    await turns()
+    assert not reading.done()
+    proxy.resume()
+    await changing
+    await reading
+    assert await here.near.read("k") == (None if change == "delete" else payload)
+
+
+async def test_an_answer_that_a_change_beside_it_overtakes_is_not_kept(
+    here: Process, there: Process, proxy: Proxy
+) -> None:
+    large = b"x" * 40_000
+    await there.near.create("k", b"1", 60)
+    await here.settle()
+    line = here.line
+    line._writer.transport.pause_reading()
+    reading = asyncio.ensure_future(here.near.read("k"))
+    await turns()
+    assert await here.near.update("k", large, 60)  # by another connection, as it is large
+    line._hand_out(b"$1\r\n1\r\n")  # and that it was changed isn't yet in
+    assert await reading == b"1"
+    assert await here.near.read("k") == large
+    line._writer.transport.abort()
+
+
+async def test_an_answer_that_a_change_on_a_connection_that_is_left_overtakes_is_not_kept(
+    here: Process, there: Process, proxy: Proxy
+) -> None:
+    await here.near.create("k", b"1", 60)
+    left = here.line
+    proxy.hold()
+    writing = asyncio.ensure_future(here.near.update("k", b"2", 60))
+    await turns()
+    left.leave()
+    assert here.near._records.get().ask("k") is None
+    proxy.resume()
+    assert await writing
+    assert await here.near.read("k") == b"2"
 
 
 async def test_a_cancelled_write_is_not_kept_from_being_seen(here: Process) -> None:

@@ -6,8 +6,9 @@ import asyncio
 from typing import Any
 
 from ._redis_client import Node, call
-from ._redis_pipeline import READ, Operation, PipelinedConnection
-from ._redis_server import Pipelines, Server, is_asking
+from ._redis_pipeline import READ, Operation
+from ._redis_server import Server, is_asking
+from ._redis_tracking import Tracking
 from .batch import Batch
 
 
@@ -16,18 +17,19 @@ class Cluster:
 
     :param client: a client for a cluster, of redis-py or valkey-py.
     :param timeout: seconds after which an operation fails with TimeoutError.
-    :param pipelines: makes the pipelined connections.
+    :param tracking: what the near cache is told by; None if there is none.
     """
 
-    def __init__(
-        self, client: Any, timeout: float, *, pipelines: Pipelines = PipelinedConnection
-    ) -> None:
+    def __init__(self, client: Any, timeout: float, *, tracking: Tracking | None = None) -> None:
         self._client = client
         self._timeout = timeout
-        self._pipelines = pipelines
+        self._tracking = tracking
         self._servers: dict[str, Server] = {}
-        self._unrouted: Batch[Operation, Any] = Batch(self._route, timeout=timeout)
-        self._calls: Batch[Operation, Any] = Batch(self._call, timeout=timeout, max_operations=1)
+        note = None if tracking is None else tracking.note
+        self._unrouted: Batch[Operation, Any] = Batch(self._route, timeout=timeout, note=note)
+        self._calls: Batch[Operation, Any] = Batch(
+            self._call, timeout=timeout, max_operations=1, note=note
+        )
 
     def submit(
         self, operation: Operation, size: int = 0, *, droppable: bool = False
@@ -68,7 +70,7 @@ class Cluster:
                 connections,
                 self._timeout,
                 self._locate,
-                pipelines=self._pipelines,
+                tracking=self._tracking,
             )
             self._servers[node.name] = server
         elif isinstance(server.connections, Node):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 from . import UnsettledError
 from ._redis_client import (
@@ -22,6 +22,7 @@ from ._redis_client import (
 from ._redis_fence import Client, Fence, exchange
 from ._redis_pipeline import LARGE, READ, WRITE, LostError, Operation, PipelinedConnection
 from ._redis_resp import is_final, is_misplaced, is_reply, pack
+from ._redis_tracking import Tracking
 from .batch import Batch, Entry
 
 _LARGE_KEPT = 1000  # keys
@@ -31,16 +32,13 @@ _PAUSE = 0.05  # seconds: how much longer each of them waits than the one before
 _ASKING: Operation = ("", pack(b"ASKING"), lambda client, _: client.execute_command("ASKING"), READ)
 
 
-Pipelines: TypeAlias = Callable[[Any, Any, Any], PipelinedConnection]
-
-
 def connect(
-    client: Any, timeout: float, *, is_first: bool, pipelines: Pipelines = PipelinedConnection
+    client: Any, timeout: float, *, is_first: bool, tracking: Tracking | None = None
 ) -> Server:
     """Make what does the operations in this event loop.
 
     :param is_first: the client's own connections are free for this loop; otherwise it gets others.
-    :param pipelines: makes the pipelined connections.
+    :param tracking: what the near cache is told by; None if there is none.
     """
     reason = why_not_plain(client)
     if reason is not None:
@@ -49,7 +47,7 @@ def connect(
     client, connections = connections_of(client, is_first=is_first)
     if connections.limit <= WORKERS:
         tell("a batch at a time", f"its pool has only {connections.limit} connections")
-    return Server(client, connections, timeout, pipelines=pipelines)
+    return Server(client, connections, timeout, tracking=tracking)
 
 
 class Server:
@@ -83,7 +81,7 @@ class Server:
         timeout: float,
         locate: Callable[[str, Exception], Server] | None = None,
         *,
-        pipelines: Pipelines = PipelinedConnection,
+        tracking: Tracking | None = None,
     ) -> None:
         self._client = client
         self._timeout = timeout
@@ -91,7 +89,8 @@ class Server:
         self._large: dict[str, int] = {}  # sizes of large records, by key
         self._writing: dict[str, asyncio.Future[None]] = {}  # keys that batches are writing
         self._fence = Fence()
-        self._pipelines = pipelines
+        self._connect = PipelinedConnection if tracking is None else tracking.connect
+        note = None if tracking is None else tracking.note
         self._locate = locate or (lambda key, error: self)
         self._attempts = _ATTEMPTS if has_successor(client) else 1
         self.stall = timeout / 2
@@ -99,12 +98,12 @@ class Server:
         # One operation at a time for each worker, as requests would use the client.
         workers = 1 if getattr(client, "single_connection_client", False) else _CALLS
         self._calls: Batch[Operation, Any] = Batch(
-            self._ask, timeout=timeout, max_operations=1, max_workers=workers
+            self._ask, timeout=timeout, max_operations=1, max_workers=workers, note=note
         )
         self._batch = self._calls
         if connections is not None:
             workers = min(WORKERS, connections.limit)
-            self._batch = Batch(self._run, timeout=timeout, max_workers=workers)
+            self._batch = Batch(self._run, timeout=timeout, max_workers=workers, note=note)
 
     def submit(
         self, operation: Operation, size: int = 0, *, droppable: bool = False
@@ -258,7 +257,7 @@ class Server:
         self, connection: Any, client: Client | None, operations: list[Operation]
     ) -> list[Any]:
         connections: Any = self.connections
-        pipeline = self._pipelines(self, connection, client)
+        pipeline = self._connect(self, connection, client)
         futures = [pipeline.submit(operation, is_batched=True) for operation in operations]
         is_shared = False
         try:

@@ -20,6 +20,7 @@ from aiohttp_session.log import log
 
 from ._redis_pipeline import LARGE, READ, Operation, Owner, PipelinedConnection
 from ._redis_resp import ErrorReply, Push, pack, read_odd
+from .batch import Entry
 from .kept_records import KeptRecords, Link
 
 TRUST = 2.0  # seconds: how long the answer to a heartbeat vouches for a connection
@@ -52,6 +53,17 @@ class Tracking:
         if self._is_possible:
             return TrackedConnection(owner, connection, client, self, self._records())
         return PipelinedConnection(owner, connection, client)
+
+    def note(self, entry: Entry[Operation, Any]) -> None:
+        """Note an operation that is done by another way than a tracked connection, or was.
+
+        What was read there before a change may come in after it.
+        """
+        (key, _, _, fate), future, *_ = entry
+        if self._is_possible and fate is not READ:
+            records = self._records()
+            records.begin_change(key)
+            future.add_done_callback(lambda _: records.end_change(key))
 
     def confirm(self) -> None:
         """Note that it works."""
@@ -93,9 +105,10 @@ class TrackedConnection(PipelinedConnection, Link):
         self._records = records
         self._is_started = False
         self._is_tracking = False
-        # For each reply that is due: the token to keep it by; or of a command of our own, which has
-        # no key, what is called with it; or None.
+        # For each reply that is due: the token to keep it by; or of a command of our own, what is
+        # called with it; or None.
         self._tokens: deque[Any] = deque()
+        self._behind: Entry[Operation, Any]  # what is read right behind a write of this turn
         self._nobody = self._loop.create_future()  # waits for what was not asked by an operation
         self._nobody.set_result(None)
         self._answered = self._loop.create_future()
@@ -114,25 +127,23 @@ class TrackedConnection(PipelinedConnection, Link):
         """Write an operation; what it reads or writes is kept."""
         if not self._is_started:
             return super().submit(operation, is_batched=is_batched)
+        unsent = self._unsent or self._begin()
         key, packed, _, fate = operation
         future: asyncio.Future[Any] = asyncio.Future(loop=self._loop)
-        unsent, pending = self._unsent, self._pending
-        if not unsent:
-            self._used = self._loop.time()
-            self._loop.call_soon(self._send)
+        self._pending.append((operation, future, 0, False, self._used))
         unsent.append(packed)
-        pending.append((operation, future, 0, False, self._used))
         if fate is READ:
             self._tokens.append(self._records.ask(key))
             return future
-        token = self._records.ask_after_change(key)
-        if token is None or packed.startswith(_DELETION):
-            self._tokens.append(None)
-            return future
-        # For a few bytes more, the next read need not ask.
-        unsent.append(f"*2\r\n$3\r\nGET\r\n${len(key)}\r\n{key}\r\n".encode("ascii"))
-        pending.append(((key, b"", _no_call, READ), self._nobody, 0, True, self._used))
-        self._tokens += (None, token)
+        self._tokens.append(None)
+        if packed.startswith(_DELETION):
+            self._records.forget(key)
+        elif (token := self._records.ask_behind(key)) is not None:
+            # Redis forgets that we know a key when we write it. For a few bytes more, the next
+            # read need not ask.
+            unsent.append(f"*2\r\n$3\r\nGET\r\n${len(key)}\r\n{key}\r\n".encode("ascii"))
+            self._pending.append(self._behind)
+            self._tokens.append(token)
         return future
 
     def leave(self) -> None:
@@ -141,6 +152,9 @@ class TrackedConnection(PipelinedConnection, Link):
             self._is_tracking = False
             self.until = 0.0
             self._records.forget_link(self)
+            for entry in self._pending:
+                # Reads come in by another connection from now on, and may be from before.
+                self._tracking.note(entry)
         super().leave()
 
     async def _read_replies(self) -> None:
@@ -164,12 +178,16 @@ class TrackedConnection(PipelinedConnection, Link):
 
     def _command(self, packed: bytes, take: Callable[[Any], object]) -> None:
         """Write a command of our own."""
-        if not self._unsent:
-            self._used = self._loop.time()
-            self._loop.call_soon(self._send)
-        self._unsent.append(packed)
+        (self._unsent or self._begin()).append(packed)
         self._pending.append((_OWN, self._nobody, 0, True, self._used))
         self._tokens.append(take)
+
+    def _begin(self) -> list[bytes]:
+        """Return where all goes that is written in this turn of the event loop."""
+        self._used = now = self._loop.time()
+        self._behind = _BEHIND, self._nobody, 0, True, now
+        self._loop.call_soon(self._send)
+        return self._unsent
 
     def _confirm(self, reply: object) -> None:
         self._is_tracking = not self.is_closing
@@ -199,10 +217,10 @@ class TrackedConnection(PipelinedConnection, Link):
                     token(reply)
                 elif token is not None:
                     payload = reply if type(reply) is bytes and self._is_tracking else None
-                    records.keep(operation[0], token, payload, self)
+                    records.keep(token, payload, self)
                 if not future.done():
                     future.set_result(reply)
-                if is_large and type(reply) is bytes and len(reply) > LARGE:
+                if is_large and operation[0] and type(reply) is bytes and len(reply) > LARGE:
                     self._owner.note_size(operation[0], len(reply))
             if position == len(data):
                 return position
@@ -221,9 +239,10 @@ class TrackedConnection(PipelinedConnection, Link):
             self._records.forget_link(self)
         elif isinstance(reply, ErrorReply):
             operation = self._pending[0][0]
-            # It is asked again elsewhere: what is answered behind it may be from before that.
-            self._records.forget(operation[0])
-            self._tokens.popleft()
+            token = self._tokens.popleft()
+            if isinstance(token, list):
+                # It is asked again elsewhere: what is answered behind it may be from before that.
+                self._records.forget(token[0])
             super()._hand_out_odd(reply)
             if operation is _OWN:
                 self._do_without(reply.text)
@@ -245,3 +264,4 @@ async def _no_call(client: Any, key: str) -> None:
 
 
 _OWN: Operation = ("", b"", _no_call, READ)
+_BEHIND: Operation = ("", b"", _no_call, READ)

@@ -36,6 +36,7 @@ class Batch(Generic[_Operation, _Result]):
     :param max_operations: how many operations run together.
     :param max_bytes: how many bytes run together; an operation that is larger runs alone.
     :param max_workers: how many batches are under way at the same time.
+    :param note: is told of each operation that is queued, before its waiter can wait.
     """
 
     def __init__(
@@ -46,8 +47,10 @@ class Batch(Generic[_Operation, _Result]):
         max_operations: int = 64,
         max_bytes: int = 64 * 1024,
         max_workers: int = 4,
+        note: Callable[[Entry[_Operation, _Result]], None] | None = None,
     ) -> None:
         self._run = run
+        self._note = note
         self._timeout = timeout
         self._max_operations = max_operations
         self._max_bytes = max_bytes
@@ -84,6 +87,8 @@ class Batch(Generic[_Operation, _Result]):
     def put(self, entry: Entry[_Operation, _Result], loop: asyncio.AbstractEventLoop) -> None:
         """Queue an operation that has its future, and perhaps a part of its time behind it."""
         self.queue.append(entry)
+        if self._note is not None:
+            self._note(entry)
         if self._starting is None and len(self._deadlines) < self._max_workers:
             self._start_worker(loop)
         else:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from time import monotonic
+from typing import TypeAlias
 
 MAX_SIZE = 32 * 1024  # bytes: a larger record is not kept
+
+Token: TypeAlias = list[str]
+"""Stands for an answer that is due; holds its key. It is the object that counts."""
 
 
 class Link:
@@ -32,8 +36,8 @@ class KeptRecords:
         self.misses = 0
         self._max_records = max_records
         self._max_bytes = max_bytes
-        self._tokens: dict[str, object] = {}  # of the answers that are due, by key
-        self._changing: dict[str, int] = {}  # operations of this loop that are under way, by key
+        self._tokens: dict[str, Token] = {}  # of the answers that are due, by key
+        self._changing: dict[str, int] = {}  # changes by other ways than the answers', by key
 
     def get(self, key: str) -> bytes | None:
         """Return a record that is kept, if it is to be relied upon."""
@@ -45,28 +49,28 @@ class KeptRecords:
         self.hits += 1
         return kept[0]
 
-    def ask(self, key: str) -> object | None:
+    def ask(self, key: str) -> Token | None:
         """Return a token for an answer that is about to be asked for; None if it can't be kept."""
-        return None if key in self._changing else self._tokens.setdefault(key, object())
+        return None if key in self._changing else self._tokens.setdefault(key, [key])
 
-    def ask_after_change(self, key: str) -> object | None:
-        """Return a token as `ask` does, for a question right behind the change that is under way.
+    def ask_behind(self, key: str) -> Token | None:
+        """Return a token for a question right behind a change, by the same way; None as `ask`.
 
-        It is for a change by the same connection as the answer.
+        Nothing that was asked for before is kept.
         """
         if key in self.by_key:
             self._drop(key)
-        if self._changing.get(key, 0) > 1:
-            self._tokens.pop(key, None)
+        if key in self._changing:
             return None
-        token = self._tokens[key] = object()
+        token = self._tokens[key] = [key]
         return token
 
-    def keep(self, key: str, token: object, payload: bytes | None, link: Link) -> None:
-        """Keep an answer if its token is still good.
+    def keep(self, token: Token, payload: bytes | None, link: Link) -> None:
+        """Keep an answer if its token is still good, and it isn't too large.
 
         :param payload: None for what is not to be kept.
         """
+        [key] = token
         if self._tokens.get(key) is not token:
             return
         del self._tokens[key]
@@ -76,7 +80,7 @@ class KeptRecords:
             return
         self.by_key[key] = payload, link
         self.bytes += len(key) + len(payload)
-        while len(self.by_key) > self._max_records or self.bytes > self._max_bytes:
+        while self.bytes > self._max_bytes or len(self.by_key) > self._max_records:
             self._drop(next(iter(self.by_key)))
 
     def forget(self, key: str) -> None:
@@ -101,11 +105,11 @@ class KeptRecords:
             self._drop(key)
 
     def begin_change(self, key: str) -> None:
-        """Drop a record that is about to be changed here, and keep none until that is over."""
-        if key in self._tokens:
-            del self._tokens[key]
-        if key in self.by_key:
-            self._drop(key)
+        """Drop a record that is about to be changed by another way than the answers come by.
+
+        None is kept until that is over, as it may overtake them.
+        """
+        self.forget(key)
         self._changing[key] = self._changing.get(key, 0) + 1
 
     def end_change(self, key: str) -> None:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Any, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakSet
 
 from . import Store
 from .kept_records import KeptRecords
 from .per_loop import PerLoop
 
-_T = TypeVar("_T")
 _BYTES = 4096  # a record, on average, at the most
 
 
 class Tracker(Protocol):
-    """A store that reports changes to the records that were read through it."""
+    """A store that reports changes to the records that were read through it, and sees our own."""
 
     def track(self, records: Callable[[], KeptRecords]) -> None:
-        """Keep answers, and forget each when the store reports a change to it.
+        """Keep answers, and forget each when its record changes.
+
+        What is changed here is forgotten before the change is answered.
 
         :param records: returns those of the running event loop.
         :raises ValueError: if it can't be done.
@@ -75,23 +76,23 @@ class NearCache(Store):
         """Return the record under a key as the store has it now."""
         return await self.store.read(key)
 
-    def create(self, key: str, payload: bytes, ttl: int | None) -> Coroutine[Any, Any, None]:
+    # Whoever does these forgets what was kept: it knows in which order they and the answers come.
+
+    def create(self, key: str, *arguments: Any) -> Coroutine[Any, Any, None]:
         """Store a record under a key, whether or not there is one."""
-        return self._change(key, self.store.create(key, payload, ttl))
+        return self.store.create(key, *arguments)
 
-    def update(self, key: str, payload: bytes, ttl: int | None) -> Coroutine[Any, Any, bool]:
+    def update(self, key: str, *arguments: Any) -> Coroutine[Any, Any, bool]:
         """Replace a record; return False if there is none."""
-        return self._change(key, self.store.update(key, payload, ttl))
+        return self.store.update(key, *arguments)
 
-    def swap(
-        self, key: str, expected: bytes | None, payload: bytes, ttl: int | None
-    ) -> Coroutine[Any, Any, bool]:
+    def swap(self, key: str, *arguments: Any) -> Coroutine[Any, Any, bool]:
         """Replace a record if the store's still is the expected one; return whether it was."""
-        return self._change(key, self.store.swap(key, expected, payload, ttl))
+        return self.store.swap(key, *arguments)
 
     def delete(self, key: str) -> Coroutine[Any, Any, None]:
         """Delete a record."""
-        return self._change(key, self.store.delete(key))
+        return self.store.delete(key)
 
     def describe(self) -> Mapping[str, str | int]:
         """Return what the store behind it says of itself."""
@@ -110,18 +111,6 @@ class NearCache(Store):
     async def finish(self) -> None:
         """Wait for what is under way in this event loop, and let go of its connections."""
         await self.store.finish()
-
-    async def _change(self, key: str, doing: Awaitable[_T]) -> _T:
-        records = self._records.get()
-        records.begin_change(key)
-        try:
-            return await doing
-        except BaseException:
-            # Whether it was done isn't known, nor whether an answer was given before or after it.
-            records.forget(key)
-            raise
-        finally:
-            records.end_change(key)
 
     def _make_records(self) -> KeptRecords:
         records = KeptRecords(self._max_records, self._max_records * _BYTES)

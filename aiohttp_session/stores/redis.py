@@ -9,9 +9,9 @@ from typing import Any
 from . import Store, UnsettledError
 from ._redis_client import is_client, log_once, swap_by_transaction, why_not_plain, why_not_shared
 from ._redis_cluster import Cluster
-from ._redis_pipeline import READ, WRITE, Operation, PipelinedConnection
+from ._redis_pipeline import READ, WRITE, Operation
 from ._redis_resp import pack
-from ._redis_server import Pipelines, Server, connect
+from ._redis_server import Server, connect
 from ._redis_tracking import Tracking
 from .kept_records import KeptRecords
 from .per_loop import PerLoop
@@ -52,7 +52,7 @@ class RedisStore(Store):
         self._client = client
         self._is_first = True
         self._scripts = True  # the server takes them, as far as is known
-        self._pipelines: Pipelines = PipelinedConnection
+        self._tracking: Tracking | None = None
         self._servers: PerLoop[Any] = PerLoop(self._connect)
         if hasattr(client, "get_node_from_key"):
             self.server_of = self._node_of
@@ -185,7 +185,7 @@ class RedisStore(Store):
         reason = why_not_shared(self._client)
         if reason is not None:
             raise ValueError(f"near_cache can't be used with this client: {reason}")
-        self._pipelines = Tracking(records).connect
+        self._tracking = Tracking(records)
 
     async def finish(self) -> None:
         """Wait for what is under way in this event loop, and give its connections back."""
@@ -201,8 +201,8 @@ class RedisStore(Store):
         # Connections belong to one event loop: the first has the client's own.
         is_first, self._is_first = self._is_first, False
         if hasattr(self._client, "get_node_from_key"):
-            return Cluster(self._client, self.timeout, pipelines=self._pipelines)
-        return connect(self._client, self.timeout, is_first=is_first, pipelines=self._pipelines)
+            return Cluster(self._client, self.timeout, tracking=self._tracking)
+        return connect(self._client, self.timeout, is_first=is_first, tracking=self._tracking)
 
 
 def _is_refused(error: Exception) -> bool:
