@@ -47,7 +47,7 @@ endef
 
 # It leaves connections behind that asyncio warns of.
 test-browser: .venv/has-test  ## what a browser makes of the cookies
-	@which chromium chromedriver >/dev/null || .ci/apt-install chromium chromium-driver
+	@which chromedriver >/dev/null || .ci/apt-install chromium chromium-driver
 	$(BIN)/python -m pytest tests/browser -o "python_files=check_*.py" \
 	    -W ignore::pytest.PytestUnraisableExceptionWarning $(ARGS)
 
