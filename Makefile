@@ -95,7 +95,7 @@ bench: .venv/has-bench servers  ## the benchmark; ARGS="--quick" for a short one
 docs: .venv/has-docs  ## the documentation, in build/docs
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/docs
 
-release: .venv/has-lint  ## sdist and wheel in dist, built and checked
+release: .venv/bin/python  ## sdist and wheel in dist, built and checked
 	.ci/release $(BIN)/python
 
 clean:  ## remove all that these made
