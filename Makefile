@@ -47,7 +47,7 @@ endef
 
 # It leaves connections behind that asyncio warns of.
 test-browser: .venv/has-test  ## what a browser makes of the cookies
-	@which chromium chromedriver >/dev/null || .ci/apt-install chromium chromium-driver
+	@which chromedriver >/dev/null || .ci/apt-install chromium chromium-driver
 	$(BIN)/python -m pytest tests/browser -o "python_files=check_*.py" \
 	    -W ignore::pytest.PytestUnraisableExceptionWarning $(ARGS)
 
@@ -95,7 +95,7 @@ bench: .venv/has-bench servers  ## the benchmark; ARGS="--quick" for a short one
 docs: .venv/has-docs  ## the documentation, in build/docs
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/docs
 
-release: .venv/has-lint  ## sdist and wheel in dist, built and checked
+release: .venv/bin/python  ## sdist and wheel in dist, built and checked
 	.ci/release $(BIN)/python
 
 clean:  ## remove all that these made

@@ -30,8 +30,8 @@ def save(run: Run, path: Path) -> None:
     from matplotlib import patches  # noqa: PLC0415
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
-    figure, panels = plt.subplots(1, len(_PANELS), figsize=(8, 5.5), sharey=True)
     rows = list(dict.fromkeys(_row(case) for case in run.timings if _row(case)))
+    figure, panels = plt.subplots(1, len(_PANELS), figsize=(8, 1 + len(rows) / 2), sharey=True)
     height = 0.8 / len(run.contenders)
     for case, row in run.timings.items():
         if not (_row(case) and case.operation in _PANELS):

@@ -139,6 +139,13 @@ def test_the_reference_has_every_public_name() -> None:
         re.findall(r"^\.\. (?:auto\w+|py:\w+):: (?:[\w.]+\.)?(\w+)$", text, re.MULTILINE)
     )
     assert set(aiohttp_session.__all__) - described == {"_CookieParams"}
+    imported = {
+        name.strip()
+        for path in PAGES.values()
+        for names in re.findall(r"from aiohttp_session[\w.]* import (.*)", path.read_text("utf-8"))
+        for name in names.split(",")
+    }
+    assert imported - described == set()
 
 
 def test_the_reference_has_every_environment_variable() -> None:

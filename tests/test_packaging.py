@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import aiohttp_session
 from aiohttp_session._core import TWINS
 
 pytestmark = pytest.mark.once
@@ -116,3 +118,26 @@ def test_the_package_alone_needs_no_optional_requirement() -> None:
         "print({'cryptography', 'nacl', 'redis', 'aiomcache'} & sys.modules.keys())"
     )
     assert run(code) == "set()"
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    headings = re.findall(
+        r"^(\S+) \(.*\)\n-+$", (ROOT / "CHANGES.rst").read_text("utf-8"), re.MULTILINE
+    )
+    assert headings[0] == aiohttp_session.__version__
+
+
+@pytest.mark.parametrize("name", ["tests", "wheels"])
+def test_workflows_run_only_what_they_name_and_keep_no_credentials(name: str) -> None:
+    text = (ROOT / ".github" / "workflows" / f"{name}.yml").read_text("utf-8")
+    used = re.findall(r"uses: (\S+)", text)
+    assert used
+    for action in used:
+        assert action.startswith("./") or re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action)
+    checkouts = re.findall(r"uses: actions/checkout@.*\n(.*\n.*)\n", text)
+    assert len(checkouts) == text.count("actions/checkout")
+    assert all(lines.split() == ["with:", "persist-credentials:", "false"] for lines in checkouts)
+    assert re.search(r"^permissions:\n  contents: read\n\n", text, re.MULTILINE)
+    assert re.findall(r"^ +permissions:\n((?: +[\w-]+: write\n)+)", text, re.MULTILINE) == (
+        ["      id-token: write\n"] if name == "wheels" else []
+    )

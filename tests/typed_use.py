@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from aiohttp import web
+from aiohttp.test_utils import TestClient
 from redis.asyncio import Redis
 from typing_extensions import assert_type
 
@@ -33,6 +34,8 @@ from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from aiohttp_session.memory_storage import MemoryStorage
 from aiohttp_session.nacl_storage import NaClCookieStorage
 from aiohttp_session.redis_storage import RedisStorage
+from aiohttp_session.telemetry import instrument
+from aiohttp_session.test_utils import read_session, session_cookies, set_session
 
 KEY = b"k" * 32
 
@@ -74,6 +77,7 @@ def storages(redis: Redis) -> Sequence[AbstractStorage]:
     EncryptedCookieStorage(KEY, cipher="rot13")  # type: ignore[arg-type]
     RedisStorage("redis://host")  # type: ignore[arg-type]
     RedisStorage(redis, timeout="5")  # type: ignore[arg-type]
+    RedisStorage(redis, near_cache=True, circuit_breaker="no")  # type: ignore[arg-type]
     return [
         SimpleCookieStorage(cookie_name="a", domain=None, max_age=60, partitioned=False),
         EncryptedCookieStorage(KEY, cipher="aes-256-gcm-siv", lifetime=3600, touch_after=60),
@@ -82,6 +86,7 @@ def storages(redis: Redis) -> Sequence[AbstractStorage]:
         MemoryStorage(max_per_owner=3, hash_ids=True, on_conflict="merge"),
         MemoryStorage(**recommended()),
         RedisStorage(redis, timeout=2.5, circuit_breaker=False, key_factory=lambda: "id"),
+        RedisStorage(redis, near_cache=1000, **recommended()),
     ]
 
 
@@ -94,6 +99,23 @@ async def owners(storage: ServerStorage, session: Session, simple: SimpleCookieS
     await storage.end_sessions("ann", session)  # type: ignore[call-arg]
     await storage.sessions_of(session)  # type: ignore[arg-type]
     await simple.sessions_of("ann")  # type: ignore[attr-defined]
+
+
+def reports(storage: RedisStorage, simple: SimpleCookieStorage) -> None:
+    instrument(storage)
+    instrument(simple, tracer_provider=None)
+    instrument(storage.store)  # type: ignore[arg-type]
+    info = storage.near_cache_info()
+    assert info is not None
+    assert_type(info.hits, int)
+
+
+async def tests(client: TestClient[Any, Any], app: web.Application) -> None:
+    await set_session(client, {"user": "ann"}, max_age=60)
+    await set_session(client, ["user"])  # type: ignore[arg-type]
+    assert_type(await session_cookies(app, {"user": "ann"}), dict[str, str])
+    assert_type(await read_session(app, client), Session)
+    await read_session(client, app)  # type: ignore[arg-type]
 
 
 def applications(app: web.Application, storage: AbstractStorage) -> None:

@@ -15,7 +15,7 @@ Token: TypeAlias = list[str]
 class Link:
     """A connection that tells of changes to the records that were read through it."""
 
-    until = 0.0
+    until: float = 0.0
     """When it is not to be relied upon any more (monotonic time), unless it shows life before."""
 
 
@@ -31,9 +31,9 @@ class KeptRecords:
 
     def __init__(self, max_records: int, max_bytes: int) -> None:
         self.by_key: OrderedDict[str, tuple[bytes, Link]] = OrderedDict()
-        self.bytes = 0
-        self.hits = 0
-        self.misses = 0
+        self.bytes: int = 0
+        self.hits: int = 0
+        self.misses: int = 0
         self._max_records = max_records
         self._max_bytes = max_bytes
         self._tokens: dict[str, Token] = {}  # of the answers that are due, by key

@@ -18,6 +18,7 @@ OPTIONS = [
     "--no-sandbox",  # which refuses to run as root
     "--disable-dev-shm-usage",
     "--disable-gpu",
+    "--disable-component-update",  # it visits nothing but what it is told to
     "--ignore-certificate-errors",
     "--host-resolver-rules=MAP *.example.test 127.0.0.1",
 ]
