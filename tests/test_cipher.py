@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiohttp_session import cookie_storage
+from aiohttp_session._core import seal_siv
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from tests.conftest import Clock
 from tests.contract import Browser
@@ -56,7 +57,7 @@ def test_a_message_too_short_for_a_time_is_not_opened() -> None:
 @pytest.mark.parametrize("size", [0, 11, 13])
 def test_a_nonce_of_another_size_is_refused(size: int) -> None:
     with pytest.raises(ValueError, match="nonce"):
-        cookie_storage.seal_siv(lambda *_: b"", bytes(size), 1, b"{}", b"")
+        seal_siv(lambda *_: b"", bytes(size), 1, b"{}", b"")
 
 
 @given(st.binary(max_size=200))
