@@ -18,9 +18,13 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from aiohttp_session._core import TWINS
+from aiohttp_session.memcached_storage import MemcachedStorage
+from aiohttp_session.redis_storage import RedisStorage
+from aiohttp_session.stores.memcached import MemcachedStore
+from aiohttp_session.stores.redis import RedisStore
 from benchmarks import servers
 from tests.proxy import Proxy
-from tests.waiting import LoopClock
+from tests.waiting import PATIENCE, LoopClock
 
 _PURE_ONLY = bool(os.environ.get("AIOHTTP_SESSION_NO_EXTENSIONS"))
 
@@ -118,6 +122,17 @@ def _exchange(module: ModuleType, pairs: list[tuple[object, object]]) -> None:
         for old, new in pairs:
             if value is old:
                 setattr(module, attribute, new)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patient_stores() -> Iterator[None]:
+    """Have stores that are given no time limit wait as long as only what is broken takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        for made in (RedisStorage, RedisStore, MemcachedStorage, MemcachedStore):
+            defaults: Any = made.__init__.__kwdefaults__
+            assert defaults["timeout"] == 5
+            patch.setitem(defaults, "timeout", PATIENCE)
+        yield
 
 
 @pytest.fixture(scope="session")
