@@ -14,7 +14,6 @@ __all__ = ("Session", "fingerprint", "restore")
 
 _SCALARS = frozenset((str, int, float, bool, type(None)))
 _CONTAINERS = frozenset((list, tuple, dict, set, frozenset))
-_MAX_DEPTH = 200  # as in the other implementation
 
 
 class Session(MutableMapping[str, Any]):
@@ -238,11 +237,19 @@ def restore(payload: str | bytes, identity: Any | None, max_age: int | None) -> 
             return None
         if not ((owner is None or is_owner(owner)) and (listed is None or _is_time(listed))):
             return None
-    if not (_is_time(created) and type(data.get("session")) is dict):
+    stored = data.get("session")
+    if not (_is_time(created) and type(stored) is dict):
         return None
     if max_age is not None and not (_is_time(max_age) and _now() - created <= max_age):
         return None
-    session = Session(identity, data=data, new=False, max_age=max_age)
+    session = Session.__new__(Session)
+    session._changed = session._new = False
+    session._created = created
+    session._identity = identity
+    session._mapping = stored  # not a copy: nobody else has it
+    session._max_age = max_age
+    nested = _containers(stored)
+    session._fingerprint = _write(nested) if nested else None  # what was decoded is a tree
     if owner is not None:
         session._owner, session._listed = owner, (owner, listed)
     return session
@@ -256,40 +263,49 @@ def fingerprint(mapping: dict[str, Any]) -> bytes | None:
     :return: None if there are no containers, else bytes that are equal for equal contents of
         equal types.
     """
-    nested = [value for value in mapping.values() if type(value) not in _SCALARS]
+    nested = _containers(mapping)
     if not nested:
         return None
-    if _is_shallow(nested, _MAX_DEPTH):
-        try:
-            # Format 2 has no back references: the same contents always give the same bytes.
-            # They are only compared, never loaded.
-            return marshal.dumps(nested, 2)
-        except ValueError:  # an odd key
-            pass
-    return _describe(nested)
+    try:
+        # marshal has a limit of depth, but goes on with the next item there: it would take every
+        # way through a circle of two branches. This ends at the first.
+        plain = _is_json(nested)
+    except RecursionError:
+        plain = False
+    return _write(nested) if plain else _describe(nested)
 
 
-def _is_shallow(values: Iterable[Any], depth: int) -> bool:
-    """Tell whether these are JSON's types, to a depth that no circle has.
+def _containers(mapping: dict[str, Any]) -> list[Any]:
+    return [value for value in mapping.values() if type(value) not in _SCALARS]
 
-    marshal has a limit of its own, but goes on with the next item there: it would take every way
-    through a circle of two branches.
+
+def _is_json(values: Iterable[Any]) -> bool:
+    """Tell whether these are JSON's types.
+
+    :raises RecursionError: if they are too deep, or hold a circle.
     """
     for value in values:
         kind: Any = type(value)
         if kind in _SCALARS:
             continue
-        if depth == 0:
-            return False
         if kind is dict:
             inner = value.values()
         elif kind is list or kind is tuple:
             inner = value
         else:
             return False
-        if not _is_shallow(inner, depth - 1):
+        if not _is_json(inner):
             return False
     return True
+
+
+def _write(tree: list[Any]) -> bytes:
+    try:
+        # Format 2 has no back references: the same contents always give the same bytes.
+        # They are only compared, never loaded.
+        return marshal.dumps(tree, 2)
+    except ValueError:  # an odd key, or too deep
+        return _describe(tree)
 
 
 def _describe(nested: list[Any]) -> bytes:
