@@ -13,6 +13,7 @@ from ._payload_py import decode
 __all__ = ("Session", "fingerprint", "restore")
 
 _SCALARS = frozenset((str, int, float, bool, type(None)))
+_UNTAKEN: Any = object()  # in place of a fingerprint, while no container was handed out
 _CONTAINERS = frozenset((list, tuple, dict, set, frozenset))
 
 
@@ -31,9 +32,9 @@ class Session(MutableMapping[str, Any]):
     __module__ = "aiohttp_session"  # its public name, for pickles and for readers
 
     _changed: bool
+    _contents: dict[str, Any]
     _created: int
     _identity: Any | None
-    _mapping: dict[str, Any]
     _max_age: int | None
     _new: bool
 
@@ -71,7 +72,7 @@ class Session(MutableMapping[str, Any]):
         # A literal empty mapping is a record that was emptied: its id must not be used again.
         emptied = data == {}
         self._changed = False
-        self._mapping = mapping
+        self._contents = mapping
         self._identity = None if emptied else identity
         self._new = new or emptied
         self._max_age = max_age
@@ -81,8 +82,20 @@ class Session(MutableMapping[str, Any]):
     def __repr__(self) -> str:
         return (
             f"<{type(self).__name__} [new:{self.new}, changed:{self._changed}, "
-            f"created:{self.created}] {self._mapping!r}>"
+            f"created:{self.created}] {self._contents!r}>"
         )
+
+    @property
+    def _mapping(self) -> dict[str, Any]:
+        """What the session holds, for whoever may change it."""
+        if not self._changed:
+            _take_fingerprint(self)
+        return self._contents
+
+    @_mapping.setter
+    def _mapping(self, value: dict[str, Any]) -> None:
+        _take_fingerprint(self)
+        self._contents = value
 
     @property
     def new(self) -> bool:
@@ -102,7 +115,7 @@ class Session(MutableMapping[str, Any]):
     @property
     def empty(self) -> bool:
         """Whether the session has neither items nor an owner."""
-        return not self._mapping and self._owner is None
+        return not self._contents and self._owner is None
 
     @property
     def owner(self) -> str | None:
@@ -149,7 +162,7 @@ class Session(MutableMapping[str, Any]):
         self._renew = True
         # What is written from here on is another session.
         self._issued = self._owner = self._record = None
-        self._mapping = {}
+        self._contents = {}
 
     def regenerate_id(self) -> None:
         """Keep the data, give the session a new id, and delete the old record.
@@ -175,24 +188,27 @@ class Session(MutableMapping[str, Any]):
         self.owner = None
 
     def __len__(self) -> int:
-        return len(self._mapping)
+        return len(self._contents)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._mapping)
+        return iter(self._contents)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._mapping
+        return key in self._contents
 
     def __getitem__(self, key: str) -> Any:
-        return self._mapping[key]
+        value = self._contents[key]
+        if self._fingerprint is _UNTAKEN and type(value) not in _SCALARS:
+            _take_fingerprint(self)  # whoever has it may change it
+        return value
 
     def __setitem__(self, key: str, value: Any) -> None:
-        self._mapping[key] = value
+        self._contents[key] = value
         self._changed = True
         self._created = _now()
 
     def __delitem__(self, key: str) -> None:
-        del self._mapping[key]
+        del self._contents[key]
         self._changed = True
         self._created = _now()
 
@@ -202,7 +218,8 @@ class Session(MutableMapping[str, Any]):
             if self._touch:
                 self._created = _now()
             return True
-        if self._fingerprint is not None and self._fingerprint != fingerprint(self._mapping):
+        taken = self._fingerprint is not None and self._fingerprint is not _UNTAKEN
+        if taken and self._fingerprint != fingerprint(self._contents):
             self._changed = True
         elif not self._touch:
             return False
@@ -213,7 +230,17 @@ class Session(MutableMapping[str, Any]):
         """Start over with looking for changes, after a save."""
         self._changed = self._renew = self._touch = False
         self._replaces = None
-        self._fingerprint = fingerprint(self._mapping)
+        self._fingerprint = fingerprint(self._contents)
+
+    def __getstate__(self) -> dict[str, Any]:
+        _take_fingerprint(self)
+        state = {**self.__dict__, "_mapping": self._contents}
+        del state["_contents"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
 
 
 def restore(payload: str | bytes, identity: Any | None, max_age: int | None) -> Session | None:
@@ -246,13 +273,17 @@ def restore(payload: str | bytes, identity: Any | None, max_age: int | None) -> 
     session._changed = session._new = False
     session._created = created
     session._identity = identity
-    session._mapping = stored  # not a copy: nobody else has it
+    session._contents = stored  # not a copy: nobody else has it
     session._max_age = max_age
-    nested = _containers(stored)
-    session._fingerprint = _write(nested) if nested else None  # what was decoded is a tree
+    session._fingerprint = _UNTAKEN
     if owner is not None:
         session._owner, session._listed = owner, (owner, listed)
     return session
+
+
+def _take_fingerprint(session: Session) -> None:
+    if session._fingerprint is _UNTAKEN:
+        session._fingerprint = fingerprint(session._contents)
 
 
 def fingerprint(mapping: dict[str, Any]) -> bytes | None:
@@ -263,7 +294,7 @@ def fingerprint(mapping: dict[str, Any]) -> bytes | None:
     :return: None if there are no containers, else bytes that are equal for equal contents of
         equal types.
     """
-    nested = _containers(mapping)
+    nested = [value for value in mapping.values() if type(value) not in _SCALARS]
     if not nested:
         return None
     try:
@@ -273,10 +304,6 @@ def fingerprint(mapping: dict[str, Any]) -> bytes | None:
     except RecursionError:
         plain = False
     return _write(nested) if plain else _describe(nested)
-
-
-def _containers(mapping: dict[str, Any]) -> list[Any]:
-    return [value for value in mapping.values() if type(value) not in _SCALARS]
 
 
 def _is_json(values: Iterable[Any]) -> bool:
