@@ -13,8 +13,8 @@ from ._payload_py import decode
 __all__ = ("Session", "fingerprint", "restore")
 
 _SCALARS = frozenset((str, int, float, bool, type(None)))
+_UNTAKEN: Any = object()  # in place of a fingerprint, while no container was handed out
 _CONTAINERS = frozenset((list, tuple, dict, set, frozenset))
-_MAX_DEPTH = 200  # as in the other implementation
 
 
 class Session(MutableMapping[str, Any]):
@@ -32,9 +32,9 @@ class Session(MutableMapping[str, Any]):
     __module__ = "aiohttp_session"  # its public name, for pickles and for readers
 
     _changed: bool
+    _contents: dict[str, Any]
     _created: int
     _identity: Any | None
-    _mapping: dict[str, Any]
     _max_age: int | None
     _new: bool
 
@@ -72,7 +72,7 @@ class Session(MutableMapping[str, Any]):
         # A literal empty mapping is a record that was emptied: its id must not be used again.
         emptied = data == {}
         self._changed = False
-        self._mapping = mapping
+        self._contents = mapping
         self._identity = None if emptied else identity
         self._new = new or emptied
         self._max_age = max_age
@@ -82,8 +82,20 @@ class Session(MutableMapping[str, Any]):
     def __repr__(self) -> str:
         return (
             f"<{type(self).__name__} [new:{self.new}, changed:{self._changed}, "
-            f"created:{self.created}] {self._mapping!r}>"
+            f"created:{self.created}] {self._contents!r}>"
         )
+
+    @property
+    def _mapping(self) -> dict[str, Any]:
+        """What the session holds, for whoever may change it."""
+        if not self._changed:
+            _take_fingerprint(self)
+        return self._contents
+
+    @_mapping.setter
+    def _mapping(self, value: dict[str, Any]) -> None:
+        _take_fingerprint(self)
+        self._contents = value
 
     @property
     def new(self) -> bool:
@@ -103,7 +115,7 @@ class Session(MutableMapping[str, Any]):
     @property
     def empty(self) -> bool:
         """Whether the session has neither items nor an owner."""
-        return not self._mapping and self._owner is None
+        return not self._contents and self._owner is None
 
     @property
     def owner(self) -> str | None:
@@ -150,7 +162,7 @@ class Session(MutableMapping[str, Any]):
         self._renew = True
         # What is written from here on is another session.
         self._issued = self._owner = self._record = None
-        self._mapping = {}
+        self._contents = {}
 
     def regenerate_id(self) -> None:
         """Keep the data, give the session a new id, and delete the old record.
@@ -176,24 +188,27 @@ class Session(MutableMapping[str, Any]):
         self.owner = None
 
     def __len__(self) -> int:
-        return len(self._mapping)
+        return len(self._contents)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._mapping)
+        return iter(self._contents)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._mapping
+        return key in self._contents
 
     def __getitem__(self, key: str) -> Any:
-        return self._mapping[key]
+        value = self._contents[key]
+        if self._fingerprint is _UNTAKEN and type(value) not in _SCALARS:
+            _take_fingerprint(self)  # whoever has it may change it
+        return value
 
     def __setitem__(self, key: str, value: Any) -> None:
-        self._mapping[key] = value
+        self._contents[key] = value
         self._changed = True
         self._created = _now()
 
     def __delitem__(self, key: str) -> None:
-        del self._mapping[key]
+        del self._contents[key]
         self._changed = True
         self._created = _now()
 
@@ -203,7 +218,8 @@ class Session(MutableMapping[str, Any]):
             if self._touch:
                 self._created = _now()
             return True
-        if self._fingerprint is not None and self._fingerprint != fingerprint(self._mapping):
+        taken = self._fingerprint is not None and self._fingerprint is not _UNTAKEN
+        if taken and self._fingerprint != fingerprint(self._contents):
             self._changed = True
         elif not self._touch:
             return False
@@ -214,7 +230,17 @@ class Session(MutableMapping[str, Any]):
         """Start over with looking for changes, after a save."""
         self._changed = self._renew = self._touch = False
         self._replaces = None
-        self._fingerprint = fingerprint(self._mapping)
+        self._fingerprint = fingerprint(self._contents)
+
+    def __getstate__(self) -> dict[str, Any]:
+        _take_fingerprint(self)
+        state = {**self.__dict__, "_mapping": self._contents}
+        del state["_contents"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
 
 
 def restore(payload: str | bytes, identity: Any | None, max_age: int | None) -> Session | None:
@@ -238,14 +264,26 @@ def restore(payload: str | bytes, identity: Any | None, max_age: int | None) -> 
             return None
         if not ((owner is None or is_owner(owner)) and (listed is None or _is_time(listed))):
             return None
-    if not (_is_time(created) and type(data.get("session")) is dict):
+    stored = data.get("session")
+    if not (_is_time(created) and type(stored) is dict):
         return None
     if max_age is not None and not (_is_time(max_age) and _now() - created <= max_age):
         return None
-    session = Session(identity, data=data, new=False, max_age=max_age)
+    session = Session.__new__(Session)
+    session._changed = session._new = False
+    session._created = created
+    session._identity = identity
+    session._contents = stored  # not a copy: nobody else has it
+    session._max_age = max_age
+    session._fingerprint = _UNTAKEN
     if owner is not None:
         session._owner, session._listed = owner, (owner, listed)
     return session
+
+
+def _take_fingerprint(session: Session) -> None:
+    if session._fingerprint is _UNTAKEN:
+        session._fingerprint = fingerprint(session._contents)
 
 
 def fingerprint(mapping: dict[str, Any]) -> bytes | None:
@@ -259,37 +297,42 @@ def fingerprint(mapping: dict[str, Any]) -> bytes | None:
     nested = [value for value in mapping.values() if type(value) not in _SCALARS]
     if not nested:
         return None
-    if _is_shallow(nested, _MAX_DEPTH):
-        try:
-            # Format 2 has no back references: the same contents always give the same bytes.
-            # They are only compared, never loaded.
-            return marshal.dumps(nested, 2)
-        except ValueError:  # an odd key
-            pass
-    return _describe(nested)
+    try:
+        # marshal has a limit of depth, but goes on with the next item there: it would take every
+        # way through a circle of two branches. This ends at the first.
+        plain = _is_json(nested)
+    except RecursionError:
+        plain = False
+    return _write(nested) if plain else _describe(nested)
 
 
-def _is_shallow(values: Iterable[Any], depth: int) -> bool:
-    """Tell whether these are JSON's types, to a depth that no circle has.
+def _is_json(values: Iterable[Any]) -> bool:
+    """Tell whether these are JSON's types.
 
-    marshal has a limit of its own, but goes on with the next item there: it would take every way
-    through a circle of two branches.
+    :raises RecursionError: if they are too deep, or hold a circle.
     """
     for value in values:
         kind: Any = type(value)
         if kind in _SCALARS:
             continue
-        if depth == 0:
-            return False
         if kind is dict:
             inner = value.values()
         elif kind is list or kind is tuple:
             inner = value
         else:
             return False
-        if not _is_shallow(inner, depth - 1):
+        if not _is_json(inner):
             return False
     return True
+
+
+def _write(tree: list[Any]) -> bytes:
+    try:
+        # Format 2 has no back references: the same contents always give the same bytes.
+        # They are only compared, never loaded.
+        return marshal.dumps(tree, 2)
+    except ValueError:  # an odd key, or too deep
+        return _describe(tree)
 
 
 def _describe(nested: list[Any]) -> bytes:

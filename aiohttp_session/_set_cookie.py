@@ -50,18 +50,19 @@ class CookieWriter:
         cookies = response.cookies
         if not _MORSEL_IS_KNOWN:
             return _write_plainly(response, name, value, style)
-        coded = quote(value)
-        if not value:
+        if value:
+            coded = quote(value)
+            if coded is None or name in cookies:
+                response.set_cookie(name, value, **style.params)
+                if not style.partitioned:
+                    return len(cookies[name].OutputString())
+                coded = cookies.pop(name).coded_value
+        else:
             coded = '""'
             cookies.pop(name, None)
-        elif coded is None or name in cookies:
-            response.set_cookie(name, value, **style.params)
-            if not style.partitioned:
-                return len(cookies[name].OutputString())
-            coded = cookies.pop(name).coded_value
         # As SimpleCookie does with a Morsel, after a look at its type; the name is not in there.
         cookies.setdefault(name, _WrittenMorsel.make(name, value, coded, style))
-        return len(name) + len("=") + len(coded) + len(style.tail)
+        return style.size + len(coded)
 
     def _style(self, name: str, params: Mapping[str, Any], lifetime: float | str | None) -> _Style:
         if params != self._params or name != self._name:
@@ -70,7 +71,11 @@ class CookieWriter:
             if not self._warned and (text := objection(name, params)) is not None:
                 self._warned = True
                 warnings.warn(text, stacklevel=2)
-        if lifetime is not None and (second := int(time.time())) != self._second:
+        if (
+            lifetime is not None
+            and lifetime != "delete"
+            and (second := int(time.time())) != self._second
+        ):
             self._second = second  # of which ``expires`` is
             self._styles.clear()
         style = self._styles.get(lifetime)
@@ -97,9 +102,11 @@ class _Style:
         if self.partitioned:
             self.attributes["partitioned"] = True
         self.tail = ""
+        self.size = len(name) + len("=")  # in bytes, of all but the value
         if not _MORSEL_IS_KNOWN:
             return
-        self.tail = _WrittenMorsel.make(name, "v", "v", self).write()[len(name) + len("=v") :]
+        self.tail = _WrittenMorsel.make(name, "v", "v", self).write()[self.size + len("v") :]
+        self.size += len(self.tail)
 
 
 def _inside(name: str, kind: type[Any]) -> Any:

@@ -77,7 +77,9 @@ async def get_session(request: web.Request, name: str | None = None) -> Session:
     :param name: which session, if the application was set up with several.
     :raises RuntimeError: if the application has no such session.
     """
-    session_key, storage_key = (SESSION_KEY, STORAGE_KEY) if name is None else _keys(name)
+    session_key, storage_key = SESSION_KEY, STORAGE_KEY
+    if name is not None:
+        session_key, storage_key = _keys(name)
     state: _State = request._state if type(request) is _PlainRequest else request
     session: Session | None = state.get(session_key)
     if session is None:
@@ -236,27 +238,37 @@ def _middleware(
             with _put_aside(request, session_key, storage_key):
                 return await middleware(request, handler)
         state[storage_key] = storage
+        unsaved = None
         try:
-            response = await handler(request)
-        except web.HTTPException as error:
-            if (session := _unsaved(state, session_key)) is not None:
-                await _save(storage, session, request, error, answering, streams=streams)
-            raise
+            try:
+                response = await handler(request)
+            except web.HTTPException as error:
+                if (unsaved := _unsaved(state, session_key)) is not None:
+                    await _save(storage, unsaved, request, error, streams=streams)
+                    unsaved = None
+                raise
+            if type(response) is not web.Response:  # most are just that
+                _check_response(response)
+            if (unsaved := _unsaved(state, session_key)) is not None:
+                await _save(storage, unsaved, request, response, streams=streams)
         except (Exception, asyncio.CancelledError) as error:
-            if streams and _has_left(request, error):
-                await _save_late(storage, request.get(session_key))
+            if unsaved is not None:  # the handler was done: it is the save that failed
+                unavailable.note(error)
+            else:
+                session = request.get(session_key)
+                await _save_left(storage, session, request, error, streams=streams)
             unavailable.answer(error, request, answering)
             raise
-        # Most are just that, and isinstance takes its time with the others.
-        if type(response) is not web.Response and not isinstance(response, web.StreamResponse):
-            raise RuntimeError(f"Expect response, not {type(response)!r}")
-        if (session := _unsaved(state, session_key)) is not None:
-            await _save(storage, session, request, response, answering, streams=streams)
         return response
 
     middleware.aiohttp_sessions = [(name, storage)]  # type: ignore[attr-defined]
     unavailable.mark(middleware, answers=answering is not None)
     return middleware
+
+
+def _check_response(response: object) -> None:
+    if not isinstance(response, web.StreamResponse):
+        raise RuntimeError(f"Expect response, not {type(response)!r}")
 
 
 def _differs(outer: AbstractStorage | None, storage: AbstractStorage) -> bool:
@@ -274,24 +286,7 @@ def _unsaved(state: Mapping[Any, Any], session_key: str) -> Any:
     return session if getattr(session, "_changed", False) else None
 
 
-async def _save(
-    storage: AbstractStorage,
-    session: Session,
-    request: web.Request,
-    response: web.StreamResponse,
-    answering: web.Application | None,
-    *,
-    streams: bool,
-) -> None:
-    try:
-        await _choose_save(storage, session, request, response, streams=streams)
-    except Exception as error:
-        unavailable.note(error)
-        unavailable.answer(error, request, answering)
-        raise
-
-
-def _choose_save(
+def _save(
     storage: AbstractStorage,
     session: Session,
     request: web.Request,
@@ -339,10 +334,18 @@ def _put_aside(request: web.Request, *keys: str) -> Iterator[None]:
         request.update(outer)
 
 
-def _has_left(request: web.Request, error: BaseException) -> bool:
-    """Tell whether a stream ended as most do: by its client's leaving."""
-    if not isinstance(error, (asyncio.CancelledError, ConnectionError)):
-        return False
+async def _save_left(
+    storage: AbstractStorage,
+    session: object,
+    request: web.Request,
+    error: BaseException,
+    *,
+    streams: bool,
+) -> None:
+    """Save the session of a stream that ended as most do: by its client's leaving."""
+    if not streams or _STARTED_KEY not in request:
+        return
     transport = request.transport
     gone = transport is None or transport.is_closing()
-    return _STARTED_KEY in request and (gone or isinstance(error, asyncio.CancelledError))
+    if isinstance(error, asyncio.CancelledError) or (gone and isinstance(error, ConnectionError)):
+        await _save_late(storage, session)

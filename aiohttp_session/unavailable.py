@@ -27,7 +27,7 @@ def noted() -> Iterator[None]:
         raise
 
 
-def note(error: Exception) -> None:
+def note(error: BaseException) -> None:
     """Remember that an error is a session's, and not one of the handler's own."""
     if is_outage(error):
         # On the error, not in the request: middlewares may hand on another one.

@@ -110,6 +110,7 @@ cdef class Session:
 
     @property
     def _mapping(self):
+        """What the session holds, for whoever may change it."""
         if not self._changed:
             self._take_fingerprint()
         return self._contents

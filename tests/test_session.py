@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiohttp_session import Session
+from aiohttp_session import Session, _core
 from tests.conftest import Clock
 from tests.contract import json_containers, json_values, mutations
 
@@ -338,6 +338,27 @@ def test_a_circle_is_a_change_like_another() -> None:
     assert session._needs_save()
 
 
+def test_what_occurs_twice_is_looked_into() -> None:
+    shared = [1]
+    session = make({"a": shared, "b": {"c": shared}})
+    assert not session._needs_save()
+    session["a"].append(2)
+    assert session._needs_save()
+
+
+@pytest.mark.parametrize("depth", [1, 199, 200, 201, 254, 255, 500])
+def test_a_session_of_any_depth_that_was_only_read_is_not_saved(depth: int) -> None:
+    text = f'{{"created":1,"session":{{"a":{"[" * depth}{"]" * depth}}}}}'
+    session = _core.restore(text, "id", None)
+    assert session is not None
+    deepest = session["a"]
+    for _ in range(depth - 1):
+        deepest = deepest[0]
+    assert not session._needs_save()
+    deepest.append(1)
+    assert session._needs_save()
+
+
 def test_a_change_that_is_too_deep_to_look_into() -> None:
     session = make({"a": []})
     deepest = session["a"]
@@ -426,7 +447,7 @@ def test_a_session_survives_copy_and_pickle() -> None:
 
 TRAP = """
 import json, sys
-from aiohttp_session import Session
+from aiohttp_session import Session, _core
 
 class Trap:
     def __hash__(self):
@@ -527,7 +548,7 @@ def test_a_key_or_a_value_may_change_the_session_under_an_operation(implementati
 
 CIRCLES = """
 import json, pickle, sys
-from aiohttp_session import Session
+from aiohttp_session import Session, _core
 from aiohttp_session._core import dumps, encode
 
 def binary():
