@@ -310,7 +310,7 @@ async def test_the_near_cache_of_redis_is_counted(redis_server: Server, watch: W
             assert await browser.load() == {"a": 1}
             return [span.name for span in watch.spans()] == [LOAD]  # and nothing on the store
 
-        while not await is_hit():
+        while not await is_hit():  # noqa: ASYNC110
             await asyncio.sleep(0)
         metrics = watch.metrics()
         info = storage.near_cache_info()
