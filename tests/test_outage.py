@@ -266,12 +266,13 @@ async def test_probes_that_fail_tell_the_cause(
     assert await is_down(breaker)
 
 
-@pytest.mark.parametrize("verb", ["read", "delete"])
+@pytest.mark.parametrize("verb", ["read", "update", "delete"])
 async def test_an_answer_to_what_was_under_way_ends_it(
     verb: str, breaker: CircuitBreaker, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate.opened.clear()
-    before = asyncio.ensure_future(getattr(breaker, verb)("key"))
+    arguments = (b"1", None) if verb == "update" else ()
+    before = asyncio.ensure_future(getattr(breaker, verb)("key", *arguments))
     await settle()
     (entered,) = gate.waiting
     assert entered is before
@@ -280,9 +281,9 @@ async def test_an_answer_to_what_was_under_way_ends_it(
         raise TimeoutError
 
     with monkeypatch.context() as patch:
-        patch.setattr(gate, "update", time_out)
+        patch.setattr(gate, "create", time_out)
         with pytest.raises(TimeoutError):
-            await breaker.update("key", b"1", None)
+            await breaker.create("key", b"1", None)
     assert await is_down(breaker)
     gate.opened.set()
     await before

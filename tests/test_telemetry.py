@@ -30,7 +30,7 @@ from aiohttp_session.server_storage import ServerStorage
 from aiohttp_session.stores import Store
 from aiohttp_session.stores.telemetry import TelemetryStore
 from aiohttp_session.telemetry import instrument, uninstrument
-from benchmarks.servers import HOST
+from benchmarks.servers import HOST, Server
 from tests.conftest import Clock
 from tests.contract import KEY, NAME, Browser
 from tests.stores import MakeStorage, YieldingStorage, make_storage
@@ -297,6 +297,27 @@ async def test_a_near_cache_is_counted_and_stays_in_front(watch: Watch) -> None:
     uninstrument(storage)
     await Browser(storage, "x").load()
     assert watch.spans() == []
+
+
+async def test_the_near_cache_of_redis_is_counted(redis_server: Server, watch: Watch) -> None:
+    async with Redis(host=HOST, port=redis_server.port) as client:
+        storage = watch(RedisStorage(client, cookie_name="NEAR_TOLD", near_cache=10))
+        browser = Browser(storage)
+        await browser.set(a=1)
+
+        async def is_hit() -> bool:
+            watch.spans()
+            assert await browser.load() == {"a": 1}
+            return [span.name for span in watch.spans()] == [LOAD]  # and nothing on the store
+
+        while not await is_hit():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        metrics = watch.metrics()
+        info = storage.near_cache_info()
+        assert metrics["aiohttp_session.near_cache.hits"].data.data_points[0].value == info.hits > 0
+        assert metrics["aiohttp_session.near_cache.misses"].data.data_points[0].value == info.misses
+        assert metrics["aiohttp_session.store.down"].data.data_points[0].value == 0
+        await storage.finish()
 
 
 async def test_nothing_of_a_session_is_told(make_storage: MakeStorage, watch: Watch) -> None:

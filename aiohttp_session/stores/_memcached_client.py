@@ -30,7 +30,7 @@ class Client:
     `ConnectionLostError`, and whoever sent it decides.
 
     :param options: for ``loop.create_connection``.
-    :param timeout: seconds after which a command fails with TimeoutError; a fiftieth more when
+    :param timeout: seconds after which a command fails with TimeoutError; a hundredth more when
         many do.
     :param max_connections: how many are open at the most. One carries all, unless it is clogged
         with large records.
@@ -265,4 +265,4 @@ class Client:
         self._timer_at = math.inf
         if first < math.inf:
             # Not for each of thousands that wait: to look at them all takes milliseconds.
-            self._set_timer(max(first, now + self._timeout / 50), loop)
+            self._set_timer(max(first, now + self._timeout / 100), loop)

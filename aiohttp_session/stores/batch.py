@@ -32,7 +32,7 @@ class Batch(Generic[_Operation, _Result]):
         exception in the place of one that failed. What it raises, all of them get. It is
         cancelled when the time is up, and again until it ends.
     :param timeout: seconds from its submission after which an operation fails with TimeoutError.
-        A store that stalls can make it a quarter less, or a fiftieth more.
+        A store that stalls can make it a quarter less, or a hundredth more.
     :param max_operations: how many operations run together.
     :param max_bytes: how many bytes run together; an operation that is larger runs alone.
     :param max_workers: how many batches are under way at the same time.
@@ -205,7 +205,7 @@ class Batch(Generic[_Operation, _Result]):
             due.append(self._expire_queue(now - self._timeout) + self._timeout)
         if due:
             # Not for each of thousands that wait: to look at them all takes a millisecond.
-            self._set_timer(max(min(due), now + self._timeout / 50), loop)
+            self._set_timer(max(min(due), now + self._timeout / 100), loop)
 
     def _expire_queue(self, too_old: float) -> float:
         """Fail what came too long ago, and return when the first of the others came."""

@@ -58,9 +58,10 @@ class CircuitBreaker(Store):
         """Return what the store behind it says of itself."""
         return self.store.describe()
 
+    # Reads and updates are the most. They do as _run does, which takes 0.1 µs and 0.35 µs more.
+
     async def read(self, key: str) -> bytes | None:
         """Return the record under a key."""
-        # As _run does, which would take 0.1 µs more, and `answered` too: these are the most.
         circuit = self._here.circuit if self.server_of is None else self._circuit_of(key)
         if circuit.is_open:
             self._refuse(circuit, key)
@@ -75,13 +76,25 @@ class CircuitBreaker(Store):
             circuit.close()
         return record
 
+    async def update(self, key: str, payload: bytes, ttl: int | None) -> bool:
+        """Replace a record; return False if there is none."""
+        circuit = self._here.circuit if self.server_of is None else self._circuit_of(key)
+        if circuit.is_open:
+            self._refuse(circuit, key)
+        answers = circuit.answers
+        try:
+            stored = await self.store.update(key, payload, ttl)
+        except (Exception, asyncio.CancelledError) as error:
+            self._note(circuit, key, error, answers)
+            raise
+        circuit.answers += 1
+        if circuit.is_open:
+            circuit.close()
+        return stored
+
     def create(self, key: str, *arguments: Any) -> Coroutine[Any, Any, None]:
         """Store a record under a key."""
         return self._run(self.store.create, key, *arguments)
-
-    def update(self, key: str, *arguments: Any) -> Coroutine[Any, Any, bool]:
-        """Replace a record; return False if there is none."""
-        return self._run(self.store.update, key, *arguments)
 
     def swap(self, key: str, *arguments: Any) -> Coroutine[Any, Any, bool]:
         """Replace a record if it still is the expected one."""
