@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import Any, Literal
 
@@ -117,9 +117,9 @@ class ServerStorage(OwnedSessions):
             identity = "" if session.empty else str(session.identity)
             self.save_cookie(response, identity, max_age=self._time_left(session))
 
-    async def _store(self, session: Session) -> bool:
+    def _store(self, session: Session) -> Coroutine[Any, Any, bool]:
         """Make the store agree with a session; return whether its cookie is to be set."""
-        return await self._save_by(self._decide(session), session)
+        return self._save_by(self._decide(session), session)
 
     async def _save_by(self, save: Save, session: Session) -> bool:
         record = session._record or b""
