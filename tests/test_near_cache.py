@@ -21,6 +21,7 @@ from redis.asyncio import (
 )
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from valkey.asyncio import ValkeyCluster
 
 from aiohttp_session.redis_storage import RedisStorage
 from aiohttp_session.stores import _redis_tracking, kept_records
@@ -599,6 +600,13 @@ async def test_a_cluster_that_cannot_do_it_is_refused() -> None:
     cluster: Any = RedisCluster(host=HOST, max_connections=4)
     with pytest.raises(ValueError, match="max_connections must be more than 4"):
         RedisStorage(cluster, near_cache=10)
+
+
+async def test_a_cluster_whose_nodes_take_no_connection_back_is_refused() -> None:
+    cluster: Any = ValkeyCluster(host=HOST)
+    with pytest.raises(ValueError, match="its ClusterNode has no release"):
+        RedisStorage(cluster, near_cache=10)
+    RedisStorage(cluster)
 
 
 async def test_a_connection_with_methods_of_its_own_is_refused() -> None:
