@@ -21,10 +21,12 @@ from redis.asyncio import (
 )
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ResponseError
+from valkey.asyncio import ValkeyCluster
 
 from aiohttp_session.redis_storage import RedisStorage
 from aiohttp_session.stores import _redis_tracking, kept_records
-from aiohttp_session.stores._redis_pipeline import PipelinedConnection
+from aiohttp_session.stores._redis_pipeline import WRITE, PipelinedConnection
 from aiohttp_session.stores.kept_records import KeptRecords, Link
 from aiohttp_session.stores.memory import MemoryStore
 from aiohttp_session.stores.near_cache import NearCache, NearCacheInfo
@@ -460,6 +462,50 @@ async def test_large_records_are_read_from_the_store(here: Process) -> None:
     assert await here.is_hit("k", b"2")
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_a_key_that_is_no_record_is_the_clients_error(
+    redis_server: Server, here: Process, is_first: bool
+) -> None:
+    await here.client.lpush("k", b"1")
+    process = Process(redis_server.port)
+    if not is_first:
+        await process.start()
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        await process.near.read("k")
+    await here.client.delete("k")
+    await process.near.create("k", b"1", 60)
+    await process.settle()
+    await process.near.read("k")
+    assert await process.is_hit("k", b"1")
+    await process.close()
+
+
+async def test_what_is_written_while_another_connection_writes_it_too_is_not_kept(
+    here: Process,
+) -> None:
+    other = asyncio.get_running_loop().create_future()
+    innermost(here.storage)._tracking.note((("k", b"", None, WRITE), other, 0, False, 0.0))
+    await here.near.create("k", b"1", 60)
+    await here.settle()
+    assert here.near.near_cache_info().records == 0
+    other.set_result(True)
+    await turns()
+    assert not await here.is_hit("k", b"1")
+    assert await here.is_hit("k", b"1")
+
+
+async def test_the_connection_that_tracks_is_kept_for_good(here: Process) -> None:
+    line = here.line
+    line._used = line._opened = line._loop.time() - 3600
+    line._watch()
+    assert here.line is line
+    line.leave()
+    line._beat()
+    assert not line._unsent
+    await asyncio.wait([line._task])
+    assert await here.near.read("nothing") is None
+
+
 @pytest.mark.parametrize("how", ["cut", "killed", "reset"])
 async def test_with_its_connection_all_is_gone(
     here: Process, there: Process, proxy: Proxy, how: str
@@ -599,6 +645,13 @@ async def test_a_cluster_that_cannot_do_it_is_refused() -> None:
     cluster: Any = RedisCluster(host=HOST, max_connections=4)
     with pytest.raises(ValueError, match="max_connections must be more than 4"):
         RedisStorage(cluster, near_cache=10)
+
+
+async def test_a_cluster_whose_nodes_take_no_connection_back_is_refused() -> None:
+    cluster: Any = ValkeyCluster(host=HOST)
+    with pytest.raises(ValueError, match="its ClusterNode has no release"):
+        RedisStorage(cluster, near_cache=10)
+    RedisStorage(cluster)
 
 
 async def test_a_connection_with_methods_of_its_own_is_refused() -> None:

@@ -371,7 +371,7 @@ def test_no_process_is_told_of_what_is_gone() -> None:
             NearCaches,
             settings=settings(
                 profile,
-                stateful_step_count=40,
+                stateful_step_count=30,
                 deadline=None,
                 suppress_health_check=list(HealthCheck),
             ),

@@ -75,6 +75,9 @@ def why_not_shared(client: Any) -> str | None:
     """Tell why no connection of a client's can be pipelined; None if one can, for all one knows."""
     if hasattr(client, "get_node_from_key"):
         places = list(client.nodes_manager.startup_nodes.values())
+        for place in places:
+            if not hasattr(place, "release"):
+                return f"its {type(place).__name__} has no release()"
     else:
         reason = why_not_plain(client)
         if reason is not None:

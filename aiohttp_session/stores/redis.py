@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from functools import lru_cache
 from typing import Any
 
 from . import Store, UnsettledError
@@ -73,21 +74,21 @@ class RedisStore(Store):
         return self._set(key, payload, ttl, _XX)
 
     async def _set(self, key: str, payload: bytes, ttl: int | None, condition: bytes) -> bool:
-        # Not by `pack`, which would take twice as long.
-        expiry = b"" if ttl is None else b"$2\r\nEX\r\n$%d\r\n%d\r\n" % (len(str(ttl)), ttl)
-        count = 3 + 2 * (ttl is not None) + bool(condition)
-        texts = (count, len(key), key.encode(), len(payload), payload, expiry, condition)
+        # Not by `pack`, which would take three times as long.
+        head, tail = _set_options(ttl, condition)
+        texts = (head, len(key), key.encode(), len(payload), payload, tail)
         operation: Operation = (
             key,
-            b"*%d\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n%b%b" % texts,
+            b"%b$%d\r\n%b\r\n$%d\r\n%b\r\n%b" % texts,
             lambda client, key: client.set(
                 key, payload, ex=ttl, xx=condition is _XX, nx=condition is _NX
             ),
             WRITE,
         )
-        since = asyncio.get_running_loop().time()
+        future = self._servers.get().submit(operation, len(payload))
+        since = future.get_loop().time()
         try:
-            return bool(await self._servers.get().submit(operation, len(payload)))
+            return bool(await future)
         except UnsettledError as unsettled:
             # If the record is this one, it was done. An update may differ by its TTL only, which
             # is set once more.
@@ -157,10 +158,11 @@ class RedisStore(Store):
     async def delete(self, key: str) -> None:
         """Delete a record, if there is one."""
         operation: Operation = (key, pack(b"DEL", key.encode()), _delete, WRITE)
-        since = asyncio.get_running_loop().time()
         server = self._servers.get()
+        future = server.submit(operation)
+        since = future.get_loop().time()
         try:
-            await server.submit(operation)
+            await future
         except UnsettledError:
             await server.resubmit(operation, since)
 
@@ -203,6 +205,14 @@ class RedisStore(Store):
         if hasattr(self._client, "get_node_from_key"):
             return Cluster(self._client, self.timeout, tracking=self._tracking)
         return connect(self._client, self.timeout, is_first=is_first, tracking=self._tracking)
+
+
+@lru_cache
+def _set_options(ttl: int | None, condition: bytes) -> tuple[bytes, bytes]:
+    """Return what stands before the key of a SET command, and after its payload."""
+    expiry = b"" if ttl is None else b"$2\r\nEX\r\n$%d\r\n%d\r\n" % (len(str(ttl)), ttl)
+    count = 3 + 2 * (ttl is not None) + bool(condition)
+    return b"*%d\r\n$3\r\nSET\r\n" % count, expiry + condition
 
 
 def _is_refused(error: Exception) -> bool:
