@@ -26,7 +26,7 @@ from aiohttp_session.memcached_storage import MemcachedStorage
 from aiohttp_session.memory_storage import MemoryStorage
 from aiohttp_session.nacl_storage import NaClCookieStorage
 from aiohttp_session.redis_storage import RedisStorage
-from aiohttp_session.server_storage import ServerStorage
+from aiohttp_session.server_storage import ServerOptions, ServerStorage
 from tests.conftest import Clock
 from tests.contract import KEY
 from tests.test_private_doors import DOORS
@@ -355,10 +355,26 @@ async def test_ending_sessions_in_cookies(
     assert (await look(client))["items"] == {"since": clock.now}
 
 
-@pytest.mark.parametrize("name", ["SignedCookieStorage", "DictStore"])
-async def test_a_storage_of_your_own(visit: MakeClient, example: Example, name: str) -> None:
+_EVERY: ServerOptions = {
+    "max_age": 60,
+    "hash_ids": True,
+    "on_conflict": "merge",
+    "lifetime": 600,
+    "touch_after": 9,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("SignedCookieStorage", {}), ("DictStore", {"max_age": 60}), ("DictStore", _EVERY)],
+    ids=["SignedCookieStorage", "DictStore", "DictStore with every option"],
+)
+async def test_a_storage_of_your_own(
+    visit: MakeClient, example: Example, name: str, options: ServerOptions
+) -> None:
     if name == "DictStore":
-        storage = ServerStorage(example(f"guides/stores:{name}")({}), max_age=60)
+        store = example(f"guides/stores:{name}")({})
+        storage = ServerStorage(store, **options)
     else:
         storage = example(f"guides/stores:{name}")(b"secret", max_age=60)
     client = await visit(
