@@ -320,7 +320,10 @@ async def test_a_unix_socket(tmp_path: Path, cleanup: AsyncExitStack) -> None:
         await check_verbs(RedisStorage(client))
 
 
-async def test_a_slot_on_its_way_to_another_node_is_written_there(cluster: list[Server]) -> None:
+@pytest.mark.parametrize("connections", [1, 2, 3])
+async def test_a_slot_on_its_way_to_another_node_is_written_there(
+    cluster: list[Server], connections: int
+) -> None:
     client: Any = RedisCluster(host=HOST, port=cluster[0].port)
     storage = RedisStorage(client, circuit_breaker=False)
     store = storage.store
@@ -328,6 +331,8 @@ async def test_a_slot_on_its_way_to_another_node_is_written_there(cluster: list[
     slot = client.keyslot("{moving}")
     source = client.get_node_from_key("{moving}")
     target = next(node for node in client.get_primaries() if node.name != source.name)
+    # The client's own methods say ASKING on one of these, and send what they ask on another.
+    await asyncio.gather(*(target.execute_command("PING") for _ in range(connections)))
     by_port = {server.port: server for server in cluster}
     ids = {
         name: servers.ask(by_port[node.port], "CLUSTER MYID").decode().strip()

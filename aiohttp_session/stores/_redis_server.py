@@ -210,12 +210,12 @@ class Server:
             for i, reply in enumerate(replies)
             if isinstance(reply, Exception) and (is_unsent or not is_final(reply))
         ]
-        reads = [i for i in failed if operations[i][3] is READ]
+        reads = [i for i in failed if operations[i][3] is READ and not is_asking(replies[i])]
         answers = await self._ask([operations[i] for i in reads])
         for i, answer in zip(reads, answers, strict=True):
             replies[i] = answer
         for i in failed:
-            if operations[i][3] is not READ:
+            if i not in reads:
                 replies[i] = await self._mend(operations[i], replies[i], is_unsent=is_unsent)
         for (key, *_), reply in zip(operations, replies, strict=True):
             if reply is None:
@@ -289,7 +289,7 @@ class Server:
         return replies
 
     async def _mend(self, operation: Operation, error: Exception, *, is_unsent: bool) -> Any:
-        """Find out what became of a write, or do it now if it was not done."""
+        """Find out what became of an operation, or do it now if it was not done."""
         if not isinstance(error, LostError) and (is_unsent or is_misplaced(error)):
             return await self._place(operation, error)
         return await self._settle(error)
@@ -311,11 +311,16 @@ class Server:
         )
 
     async def _place(self, operation: Operation, error: Any) -> Any:
-        """Send a write, which has not been done, to the server that is in charge."""
+        """Send an operation, which has not been done, to the server that is in charge.
+
+        Not by the client's own methods: redis-py's may say ASKING on one connection and send the
+        operation on another, and so get nowhere.
+        """
         for attempt in range(self._attempts):
             await asyncio.sleep(attempt * _PAUSE)
             try:
-                await self._client.get(operation[0])
+                if not is_asking(error):  # the client learns who is in charge now
+                    await self._client.get(operation[0])
                 server = self._locate(operation[0], error)
             except Exception as failure:  # noqa: BLE001 - it goes to the waiter
                 return failure
