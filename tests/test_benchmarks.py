@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import random
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from aiohttp_session.stores.memory import MemoryStore
 from benchmarks import (
     cases,
     contenders,
+    faults,
     load,
     load_client,
     near,
@@ -35,6 +38,7 @@ from benchmarks.contenders import Contender, ContenderError
 from benchmarks.measuring import Timing, catch_up, measure
 from benchmarks.servers import HOST, Server
 from benchmarks.worker import RequestCase, StepCase, WrongAnswerError
+from tests.stores import YieldingStorage
 from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.once
@@ -376,6 +380,36 @@ def test_an_outage_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen.unanswered == seen.not_sent == seen.recovery == 0
     (group,) = table.outage_rows([seen]).groups
     assert group[0][:2] == ["memcached", "compiled"]
+
+
+@pytest.mark.parametrize("store", faults.STORAGES)
+async def test_a_network_that_makes_trouble_loses_no_write(
+    store: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faults, "USERS", 10)
+    monkeypatch.setattr(faults, "TIMEOUT", PATIENCE)
+    server = request.getfixturevalue(f"{store}_server")
+    outcome = await faults.measure(faults.STORAGES[store], server.port, seconds=0.5, faults=20)
+    assert outcome.requests >= 10
+    assert outcome.lost == 0
+    assert "0 lost writes" in str(outcome)
+
+
+async def test_trouble_that_a_storage_does_not_survive_is_counted() -> None:
+    class Broken(YieldingStorage):
+        async def load_session(self, request: web.Request) -> Session:
+            if choose.random() < 0.5:
+                raise OSError("broken") from ConnectionError("cut")
+            return await self.new_session()
+
+    @contextlib.asynccontextmanager
+    async def broken_storage(port: int) -> AsyncIterator[ServerStorage]:
+        yield Broken()
+
+    choose = random.Random(1)
+    outcome = await faults.measure(broken_storage, 1, seconds=0.2, faults=10)
+    assert outcome.lost > 0
+    assert "?: OSError: broken <- ConnectionError: cut" in outcome.errors
 
 
 def test_log_outs_that_another_process_sees_are_measured(

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from aiohttp_session.stores import UnsettledError, _memcached_client
 from aiohttp_session.stores._memcached_client import Client
+from aiohttp_session.stores._memcached_connection import Connection
 from aiohttp_session.stores._memcached_protocol import ConnectionLostError
 from aiohttp_session.stores.memcached import MemcachedStore
 from benchmarks.servers import HOST, Server
@@ -308,6 +309,59 @@ async def test_stalled_connection_is_given_up_with_time_left_for_another(
     stalled.expire(stalled.due)
     assert await asyncio.gather(*reads) == [b"v0"] * 2
     assert proxy.accepted == 2
+
+
+@pytest.mark.parametrize(
+    ("left", "patience"), [(HOUR, HOUR / 2), (HOUR / 2, HOUR / 4), (60, HOUR / 8)]
+)
+async def test_stalled_connection_leaves_half_of_what_its_command_had_left(
+    store: MemcachedStore, proxy: HeldProxy, loop_clock: LoopClock, left: float, patience: float
+) -> None:
+    proxy.hold()
+    client = client_of(store)
+    now = loop_clock()
+    reading = client.gets(b"k", now + left)
+    await proxy.holds()
+    (connection,) = client._connections
+    assert connection._given_up - now == pytest.approx(patience, abs=1)
+    await proxy.release()
+    assert (await reading)[0] == b"v0"
+
+
+async def open_another(store: MemcachedStore, clock: LoopClock) -> list[Connection]:
+    """Have two connections open and idle."""
+    large = b"x" * 65536
+    await asyncio.gather(*(store.create(f"large{number}", large, None) for number in range(2)))
+    clock.advance(1)
+    connections = client_of(store)._connections
+    assert len(connections) == 2
+    return [*connections]
+
+
+async def test_when_one_connection_stalls_those_that_are_idle_are_not_used(
+    store: MemcachedStore, proxy: HeldProxy, loop_clock: LoopClock
+) -> None:
+    await open_another(store, loop_clock)
+    proxy.hold()  # both: a network that has forgotten them
+    first = asyncio.ensure_future(store.read("k"))
+    await proxy.holds()
+    loop_clock.advance(2)
+    assert await store.read("k") == b"v0"
+    assert proxy.accepted == 3
+    proxy.cut()
+    assert await first == b"v0"
+
+
+async def test_what_a_stalled_connection_owes_is_not_asked_of_those_that_were_idle(
+    store: MemcachedStore, proxy: HeldProxy, loop_clock: LoopClock
+) -> None:
+    stalled, _ = await open_another(store, loop_clock)
+    proxy.hold()
+    read = asyncio.ensure_future(store.read("k"))
+    await proxy.holds()
+    stalled.expire(stalled.due)
+    assert await read == b"v0"
+    assert proxy.accepted == 3
 
 
 async def test_steps_of_an_operation_share_its_time_limit(

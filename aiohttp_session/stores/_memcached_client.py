@@ -182,6 +182,10 @@ class Client:
 
     def _pick(self, now: float, loop: asyncio.AbstractEventLoop) -> Connection:
         for connection in self._connections:
+            if not connection.is_prompt(now):
+                connection.close_idle()
+                break
+        for connection in self._connections:
             if connection.backlog < _CLOGGED and connection.is_prompt(now):
                 return connection
         usable = [connection for connection in self._connections if connection.is_usable]

@@ -21,8 +21,8 @@ class Connection(asyncio.Protocol):
     """A connection that is being opened, or is open.
 
     :param siblings: the list that it is in until it fails.
-    :param timeout: seconds that opening it may take. When it owes a reply for half of that, it is
-        given up, so that there is time left for another.
+    :param timeout: seconds that opening it may take. When it owes a reply for half of the time
+        that the command had left, it is given up, so that there is time left for another.
     :param fail: gets the commands without an answer when it fails, and the error.
     """
 
@@ -40,6 +40,8 @@ class Connection(asyncio.Protocol):
         self._fail_command = fail
         self.awaited: deque[AnyCommand] = deque()
         """What is not answered, in the order in which it was sent."""
+        self.used = math.inf
+        """The loop's time when it was last written to, once it is open."""
         self._transport: asyncio.Transport | None = None
         self._unsent: list[bytes] = []  # until it is open
         self._payload = 0  # bytes of records that were sent and are not answered
@@ -81,6 +83,7 @@ class Connection(asyncio.Protocol):
         if self._transport is None:
             self._unsent.append(data)
         else:
+            self.used = now
             self._transport.write(data)
 
     def expire(self, now: float) -> None:
@@ -95,8 +98,18 @@ class Connection(asyncio.Protocol):
             kind = TimeoutError if self._transport is None else ConnectionLostError
             self.fail(kind("memcached did not answer in time"))
 
+    def close_idle(self) -> None:
+        """Close the siblings that are idle since this one was asked what it has not answered.
+
+        A network that has forgotten one connection may have forgotten all.
+        """
+        for sibling in list(self._siblings) if self.awaited else ():
+            if not sibling.awaited and sibling.used < self.awaited[0].sent:
+                sibling.fail(ConnectionAbortedError("It was not known to be alive"))
+
     def fail(self, error: Exception) -> None:
         """Take no more commands, and give up those that are not answered."""
+        self.close_idle()
         if self in self._siblings:
             self._siblings.remove(self)
         if self._transport is None:
@@ -108,6 +121,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
+        self.used = self.opening.get_loop().time()
         if self in self._siblings:
             self._transport.write(b"".join(self._unsent))  # type: ignore[union-attr]
         else:
@@ -137,8 +151,12 @@ class Connection(asyncio.Protocol):
 
     @property
     def _given_up(self) -> float:
-        patience = self._timeout if self._transport is None else self._timeout / 2
-        return self.awaited[0].sent + patience
+        oldest = self.awaited[0]
+        if self._transport is None:
+            return oldest.sent + self._timeout
+        left = min(oldest.deadline - oldest.sent, self._timeout)
+        # One that was sent late says little about the connection.
+        return oldest.sent + max(left / 2, self._timeout / 8)
 
     def _read(self, data: bytes) -> int:
         """Read the replies that are complete, and return the position after them.

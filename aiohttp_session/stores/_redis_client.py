@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+from collections.abc import Coroutine
 from functools import partial
 from typing import Any
 
@@ -53,7 +54,10 @@ async def swap_by_transaction(
 ) -> bool:
     """Replace a record if it still is the expected one, without a script; three round trips.
 
-    :raises ConnectionError: of the client's, if it may have been done or not.
+    Nothing is sent twice. Where the answer is lost, the network may still deliver it, but Redis
+    does it only if nobody has written to the record since it was watched.
+
+    :raises ConnectionError: if it may have been done or not.
     """
     async with client.pipeline(transaction=True) as pipeline:
         await pipeline.watch(key)
@@ -64,10 +68,12 @@ async def swap_by_transaction(
         try:
             await pipeline.execute()
         except Exception as error:
-            # A connection that was lost is a WatchError too.
-            if type(error).__name__ == "WatchError" and "Watched variable changed" in str(error):
+            if type(error).__name__ != "WatchError":
+                raise
+            if "Watched variable changed" in str(error):
                 return False
-            raise
+            # What it says of a connection that was lost.
+            raise ConnectionError("The connection to Redis was lost in a transaction") from error
         return True
 
 
@@ -200,26 +206,39 @@ async def give_back(connections: Pool | Node, connection: Any, *, is_clean: bool
         with contextlib.suppress(Exception):
             await connections.release(connection)
         return
+    await _do_within_limit(_discard(connections, connection))
+
+
+async def close(connection: Any) -> None:
+    """Close a connection, which can be opened anew, whatever its client makes of that."""
+    await _do_within_limit(_close(connection))
+
+
+async def _do_within_limit(closing: Coroutine[Any, Any, None]) -> None:
     # In a task of its own, since it must not be cut short, nor hold up others for ever.
-    task = asyncio.ensure_future(_discard(connections, connection))
+    task = asyncio.ensure_future(closing)
     _, hanging = await asyncio.wait({task}, timeout=_CLOSING)
     for task in hanging:
         task.cancel()
 
 
 async def _discard(connections: Pool | Node, connection: Any) -> None:
+    try:
+        await _close(connection)
+    finally:
+        with contextlib.suppress(Exception):
+            await connections.release(connection)
+
+
+async def _close(connection: Any) -> None:
     writer = getattr(connection, "_writer", None)
     with contextlib.suppress(Exception):
         writer.transport.abort()  # type: ignore[union-attr] # what it holds must not be sent
     try:
-        try:
-            await connection.disconnect(nowait=True)
-        except Exception:  # noqa: BLE001 - it may not have that option
-            with contextlib.suppress(Exception):
-                await connection.disconnect()
-    finally:
+        await connection.disconnect(nowait=True)
+    except Exception:  # noqa: BLE001 - it may not have that option
         with contextlib.suppress(Exception):
-            await connections.release(connection)
+            await connection.disconnect()
 
 
 def _is_below(kind: Any) -> bool:

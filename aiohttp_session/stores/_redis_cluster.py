@@ -7,7 +7,8 @@ from typing import Any
 
 from ._redis_client import Node, call
 from ._redis_pipeline import READ, Operation
-from ._redis_server import Server, is_asking
+from ._redis_resp import is_asking
+from ._redis_server import Server
 from ._redis_tracking import Tracking
 from .batch import Batch
 

@@ -28,6 +28,10 @@ class LostError(Exception):
         self.client = client
 
 
+class UnsentError(Exception):
+    """A connection was closed before operations were written to it."""
+
+
 # An operation: its key; what it sends; what does the same by the client's own methods; and its
 # fate: whether it may be done a second time, or how it was lost. A plain tuple, as a NamedTuple
 # takes 0.3 µs to make.
@@ -40,6 +44,9 @@ class Owner(Protocol):
 
     stall: float
     """Seconds without a reply after which a connection is given up."""
+
+    def distrust(self, since: float) -> None:
+        """Take no connection for alive that was not heard of since some loop time."""
 
     def note_size(self, key: str, size: int = 0) -> int:
         """Take down the size of a large record."""
@@ -77,6 +84,8 @@ class PipelinedConnection:
         self._pending: deque[Entry[Operation, Any]] = deque()
         self._rest = b""  # of an incomplete reply
         self.is_closing = False
+        # Until many share it, it has to leave time for another one.
+        self.stall = owner.stall / 2
         self._used = self._opened = loop.time()
         self._task = loop.create_task(self._read())
         self._watch_in(self._interval)
@@ -87,8 +96,9 @@ class PipelinedConnection:
     def submit(self, operation: Operation, *, is_batched: bool = False) -> asyncio.Future[Any]:
         """Write an operation with all others of this turn; return the future of its reply.
 
-        :param is_batched: the future is for the owner, which gets errors and `LostError` as
-            results; otherwise for a waiter, and the owner is asked to repeat what failed.
+        :param is_batched: the future is for the owner, which gets errors, `LostError` and
+            `UnsentError` as results; otherwise for a waiter, and the owner is asked to repeat what
+            failed.
         """
         future: asyncio.Future[Any] = asyncio.Future(loop=self._loop)
         if not self._unsent:
@@ -150,6 +160,8 @@ class PipelinedConnection:
         unsent, self._unsent = len(self._unsent), []
         sent = [pending.popleft() for _ in range(len(pending) - unsent)]
         owes = any(entry[0][3] is WRITE for entry in sent)
+        if sent:
+            self._owner.distrust(sent[0][4])
         await self._owner.close(self._connection, self._client, is_clean=is_clean, owes=owes)
         for (key, _, call, fate), future, size, is_batched, since in sent:
             lost = LostError(self._client)
@@ -162,7 +174,11 @@ class PipelinedConnection:
             else:
                 self._owner.repeat(((key, _, call, fate), future, size, False, since))
         for entry in pending:
-            if not entry[1].done():
+            if entry[1].done():
+                pass
+            elif entry[3]:  # whoever has the batch waits for it
+                entry[1].set_result(UnsentError())
+            else:
                 self._owner.repeat(entry)
 
     async def _read_replies(self) -> None:
@@ -232,12 +248,14 @@ class PipelinedConnection:
             # The process, or its loop, was paused: replies may lie in the socket.
             self._watch_in(self._interval)
             return
-        if waiting > self._owner.stall:
+        if waiting > self._interval:
+            self._owner.distrust(self._pending[0][4])
+        if waiting > self.stall:
             self.give_up()
             return
         if waiting > self._interval or self._is_spent(now):
             self.leave()
-        self._watch_in(self._interval)
+        self._watch_in(min(self._interval, self.stall - waiting))
 
     def _is_spent(self, now: float) -> bool:
         """Tell whether the client is to have its connection back."""

@@ -70,6 +70,11 @@ def is_misplaced(error: Any) -> bool:
     return type(error).__name__ in _MISPLACED
 
 
+def is_asking(error: Exception) -> bool:
+    """Tell whether a slot of a cluster is on its way to another node."""
+    return type(error).__name__ == "AskError"
+
+
 def is_final(error: Exception) -> bool:
     """Tell whether a server did not do a command, and no other would."""
     return is_reply(error) and not is_misplaced(error)

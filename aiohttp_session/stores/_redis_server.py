@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 from . import UnsettledError
+from ._redis_checkout import Checkout
 from ._redis_client import (
     WORKERS,
     Node,
     Pool,
     call,
     connections_of,
-    give_back,
     has_successor,
     is_pipelined,
     tell,
     why_not_plain,
 )
 from ._redis_fence import Client, Fence, exchange
-from ._redis_pipeline import LARGE, READ, WRITE, LostError, Operation, PipelinedConnection
-from ._redis_resp import is_final, is_misplaced, is_reply, pack
+from ._redis_pipeline import (
+    LARGE,
+    READ,
+    WRITE,
+    LostError,
+    Operation,
+    PipelinedConnection,
+    UnsentError,
+)
+from ._redis_resp import is_asking, is_final, is_misplaced, is_reply, pack
 from ._redis_tracking import Tracking
 from .batch import Batch, Entry
 
@@ -95,6 +104,8 @@ class Server:
         self._attempts = _ATTEMPTS if has_successor(client) else 1
         self.stall = timeout / 2
         self.connections = connections
+        if connections is not None:
+            self._checkout = Checkout(connections, self._fence, timeout / 4)
         # One operation at a time for each worker, as requests would use the client.
         workers = 1 if getattr(client, "single_connection_client", False) else _CALLS
         self._calls: Batch[Operation, Any] = Batch(
@@ -171,11 +182,15 @@ class Server:
         if self._pipeline is connection:
             self._pipeline = None
 
+    def distrust(self, since: float) -> None:
+        """Take no connection for alive that was not heard of since some loop time."""
+        self._checkout.distrust(since)
+
     async def close(self, connection: Any, client: Any, *, is_clean: bool, owes: bool) -> None:
         """Give a connection of the client's back; with writes under way it has to be fenced."""
         if owes:
             self._lose(client)
-        await give_back(self.connections, connection, is_clean=is_clean)  # type: ignore[arg-type]
+        await self._checkout.give_back(connection, is_clean=is_clean)
 
     def _lose(self, client: Client | None) -> None:
         self._fence.lose(client)
@@ -201,7 +216,7 @@ class Server:
     async def _run_alone(self, operations: list[Operation]) -> list[Any]:
         is_unsent = False
         try:
-            replies = await self._exchange(operations)
+            replies = await self._exchange_patiently(operations)
         except Exception as error:  # noqa: BLE001 - no connection could be had
             is_unsent = True
             replies = [error if fate in (READ, WRITE) else fate for *_, fate in operations]
@@ -224,23 +239,38 @@ class Server:
                 self.note_size(key, len(reply))
         return replies
 
+    async def _exchange_patiently(self, operations: list[Operation]) -> list[Any]:
+        """Send operations; once more if nothing was sent, and up to twice the reads that were lost.
+
+        :raises Exception: of the client's, if nothing was sent.
+        """
+        try:
+            replies = await self._exchange(operations)
+        except UnsentError:
+            replies = await self._exchange(operations)
+        with contextlib.suppress(Exception):  # no connection: the client's own methods will try
+            for _ in range(2):
+                lost = [
+                    i
+                    for i, reply in enumerate(replies)
+                    if isinstance(reply, LostError) and operations[i][3] is READ
+                ]
+                again = await self._exchange([operations[i] for i in lost]) if lost else []
+                for i, reply in zip(lost, again, strict=True):
+                    replies[i] = reply
+        return replies
+
     async def _exchange(self, operations: list[Operation]) -> list[Any]:
         """Send operations once; return their replies, with errors in the place of those that fail.
 
         :raises Exception: of the client's, if nothing was sent.
         """
-        connections: Any = self.connections
-        connection = await connections.acquire()
-        try:
-            client = await self._fence.open(connection)
-        except BaseException:
-            await give_back(connections, connection, is_clean=False)
-            raise
+        connection, client = await self._checkout.take()
         limit = getattr(connection, "socket_timeout", None)
         self.stall = self._timeout / 2 if limit is None else min(self._timeout / 2, limit)
         to_send = [operation for operation in operations if operation[1]]
         if not to_send:
-            await give_back(connections, connection, is_clean=True)
+            await self._checkout.give_back(connection, is_clean=True)
             replies: list[Any] = []
         elif is_pipelined(connection):
             replies = await self._exchange_pipelined(connection, client, to_send)
@@ -269,10 +299,14 @@ class Server:
             await pipeline.abort()
             raise
         if is_shared:
+            pipeline.stall = self.stall
             self._pipeline = pipeline
         else:
             await pipeline.close()
-        return [future.result() for future in futures]
+        replies = [future.result() for future in futures]
+        if isinstance(replies[0], UnsentError):  # then all of them are
+            raise replies[0]
+        return replies
 
     async def _exchange_plainly(
         self, connection: Any, client: Client | None, operations: list[Operation]
@@ -365,8 +399,3 @@ class Server:
                 # moved; what they hold, or call, is None now.
                 pass
         return await call(self._client, operation)
-
-
-def is_asking(error: Exception) -> bool:
-    """Tell whether a slot of a cluster is on its way to another node."""
-    return type(error).__name__ == "AskError"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from . import Store, UnsettledError
 from ._redis_client import is_client, log_once, swap_by_transaction, why_not_plain, why_not_shared
@@ -17,6 +18,7 @@ from ._redis_tracking import Tracking
 from .kept_records import KeptRecords
 from .per_loop import PerLoop
 
+_T = TypeVar("_T")
 _XX = b"$2\r\nXX\r\n"  # only if there is one
 _NX = b"$2\r\nNX\r\n"  # only if there is none
 _SWAP = """\
@@ -93,7 +95,7 @@ class RedisStore(Store):
             # If the record is this one, it was done. An update may differ by its TTL only, which
             # is set once more.
             try:
-                if await self._swap(key, payload, payload, ttl, since):
+                if await _repeat(lambda: self._swap(key, payload, payload, ttl, since)):
                     return True
             except Exception as error:
                 raise unsettled from error
@@ -107,7 +109,7 @@ class RedisStore(Store):
         try:
             return await self._swap(key, expected, payload, ttl, since, is_first=True)
         except UnsettledError:
-            if await self._swap(key, expected, payload, ttl, since):
+            if await _repeat(lambda: self._swap(key, expected, payload, ttl, since)):
                 return True
             packed = pack(b"GET", key.encode())
             operation: Operation = (key, packed, _get, READ)
@@ -164,7 +166,7 @@ class RedisStore(Store):
         try:
             await future
         except UnsettledError:
-            await server.resubmit(operation, since)
+            await _repeat(lambda: server.resubmit(operation, since))
 
     def describe(self) -> dict[str, str | int]:
         """Say what the store is, and where, unless there are several servers."""
@@ -213,6 +215,14 @@ def _set_options(ttl: int | None, condition: bytes) -> tuple[bytes, bytes]:
     expiry = b"" if ttl is None else b"$2\r\nEX\r\n$%d\r\n%d\r\n" % (len(str(ttl)), ttl)
     count = 3 + 2 * (ttl is not None) + bool(condition)
     return b"*%d\r\n$3\r\nSET\r\n" % count, expiry + condition
+
+
+async def _repeat(send: Callable[[], Awaitable[_T]]) -> _T:
+    """Do an operation that may be repeated if it is unsettled, since its connection may be too."""
+    for _ in range(2):
+        with contextlib.suppress(UnsettledError):
+            return await send()
+    return await send()
 
 
 def _is_refused(error: Exception) -> bool:
