@@ -21,6 +21,9 @@ class HeldProxy(Proxy):
         self._released = asyncio.Event()
         self._numbers: dict[asyncio.StreamReader, int] = {}
         self._servers: dict[int, asyncio.StreamWriter] = {}
+        self.held = 0
+        """The number of reads from clients that were ever held."""
+        self._clients: dict[int, asyncio.StreamWriter] = {}
         self.waiting: dict[int, bytes] = {}
         """What is held, by the number of its connection (from 1, in the order of acceptance)."""
 
@@ -37,14 +40,21 @@ class HeldProxy(Proxy):
         self._released.set()
         self._released = asyncio.Event()
 
+    def cut_held(self) -> None:
+        """Cut the connections of which something is held, as their client sees it."""
+        for number in self.waiting:
+            self._clients[number].transport.abort()
+
     async def holds(self, text: bytes) -> None:
         """Wait until something with this text is held."""
         while not any(text in data for data in self.waiting.values()):  # noqa: ASYNC110
             await asyncio.sleep(0)
 
     async def _forward(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
-        self._numbers[client] = self.accepted
+        self._numbers[client] = number = self.accepted
+        self._clients[number] = to_client
         await super()._forward(client, to_client)
+        del self._clients[number]
 
     async def _pass_requests(
         self, client: asyncio.StreamReader, server: asyncio.StreamWriter
@@ -55,6 +65,7 @@ class HeldProxy(Proxy):
             with contextlib.suppress(OSError):
                 while data := await client.read(2**16):
                     if number in self._held:
+                        self.held += 1
                         self.waiting[number] = self.waiting.get(number, b"") + data
                         continue
                     self.passed += 1

@@ -38,6 +38,8 @@ class Proxy:
     """Bytes of replies that are still passed on; the one that exceeds it ends its connection."""
     intolerable: bytes | None = None
     """What ends the connection of a client that sends it."""
+    replies_to_lose = 0
+    """So many of the next reads from the server are lost, and end their connections."""
     fake_reply: bytes | None = None
     """Sent in place of each read from the server."""
     fake_replies: int | None = None
@@ -160,6 +162,9 @@ class Proxy:
     ) -> None:
         with contextlib.suppress(OSError):
             while data := await server.read(self.fragment):
+                if self.replies_to_lose:
+                    self.replies_to_lose -= 1
+                    return
                 if self._sent[client] >= self._allowed:
                     self.held_replies += 1
                     try:

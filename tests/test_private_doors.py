@@ -40,6 +40,7 @@ DOORS = {
         "written._value": "http.cookies",
         "written._coded_value": "http.cookies",
     },
+    "stores/_redis_checkout.py": {"connection._writer": "redis-py, valkey"},
     "stores/_redis_client.py": {
         "connection._writer": "redis-py, valkey",
         "connection._reader": "redis-py, valkey",

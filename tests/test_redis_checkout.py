@@ -19,7 +19,7 @@ from aiohttp_session.stores._redis_pipeline import PipelinedConnection
 from aiohttp_session.stores.redis import RedisStore
 from benchmarks.servers import HOST, Server
 from tests.held_proxy import HeldProxy
-from tests.waiting import PATIENCE, LoopClock, until
+from tests.waiting import PATIENCE, LoopClock, turns, until
 
 NAMES_THE_TWINS = True  # nothing here is theirs
 
@@ -138,6 +138,24 @@ async def test_two_batches_whose_connection_falls_silent_leave_time_for_a_third(
         await loop_clock.pass_until(lambda accepted=accepted: proxy.accepted > accepted)  # type: ignore[misc]
     assert await read == b"0"
     assert loop_clock() - begun < 0.9 * PATIENCE
+
+
+async def test_finish_waits_for_a_connection_that_takes_no_more(
+    proxy: HeldProxy, client: Any, store: RedisStore
+) -> None:
+    pipeline = store._servers.get()._pipeline
+    assert pipeline is not None
+    proxy.hold_requests()
+    read = store.read("k0")
+    await proxy.holds(b"k0")
+    pipeline.leave()
+    finish = asyncio.ensure_future(store.finish())
+    await turns(20)
+    assert not finish.done()
+    proxy.release()
+    await finish
+    assert await read == b"0"
+    assert not client.connection_pool._in_use_connections
 
 
 async def test_a_connection_lost_before_it_is_used_is_replaced(

@@ -185,33 +185,10 @@ async def test_a_swap_needs_no_scripting(
     assert len(told.messages) == 1
 
 
-async def test_a_transaction_of_which_the_record_changed_is_not_done(direct: Any) -> None:
-    await direct.set("k", b"1")
-
-    async def lose(self: Any, *args: Any) -> None:
-        raise exceptions.WatchError("Watched variable changed.")
-
-    with mock.patch("redis.asyncio.client.Pipeline.execute", lose):
-        assert not await _redis_client.swap_by_transaction(direct, "k", b"1", b"2", None)
-
-
 def test_a_pool_that_is_not_the_librarys_is_left_to_the_client() -> None:
     client: Any = Redis()
     client.connection_pool = mock.Mock()
     assert _redis_client.why_not_plain(client) == "its connection pool is not the library's own"
-
-
-async def test_a_transaction_that_is_lost_is_an_error(direct: Any) -> None:
-    await direct.set("k", b"1")
-
-    async def lose(self: Any, *args: Any) -> None:
-        raise exceptions.WatchError("A ConnectionError occurred on while watching one or more keys")
-
-    with (
-        mock.patch("redis.asyncio.client.Pipeline.execute", lose),
-        pytest.raises(ConnectionError, match="in a transaction"),
-    ):
-        await _redis_client.swap_by_transaction(direct, "k", b"1", b"2", None)
 
 
 @pytest.mark.parametrize("trouble", ["raises", "hangs"])

@@ -19,7 +19,7 @@ from valkey.asyncio import Valkey
 
 from aiohttp_session import redis_storage
 from aiohttp_session.redis_storage import RedisStorage
-from aiohttp_session.stores import _redis_server
+from aiohttp_session.stores import _redis_large
 from aiohttp_session.stores._redis_client import Pool
 from benchmarks.servers import HOST, Server
 from tests.proxy import Proxy
@@ -229,7 +229,7 @@ async def test_the_load_of_a_large_session_holds_up_no_other(redis_server: Serve
 async def test_the_sizes_of_large_sessions_are_kept_within_bounds(
     plain: AnyRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_redis_server, "_LARGE_KEPT", 2)
+    monkeypatch.setattr(_redis_large, "_KEPT", 2)
     storage = RedisStorage(plain)
     for key in "abc":
         await storage.store.create(key, b"x" * 40_000, None)

@@ -49,34 +49,6 @@ def why_not_plain(client: Any) -> str | None:
     return None
 
 
-async def swap_by_transaction(
-    client: Any, key: str, expected: bytes, payload: bytes, ttl: int | None
-) -> bool:
-    """Replace a record if it still is the expected one, without a script; three round trips.
-
-    Nothing is sent twice. Where the answer is lost, the network may still deliver it, but Redis
-    does it only if nobody has written to the record since it was watched.
-
-    :raises ConnectionError: if it may have been done or not.
-    """
-    async with client.pipeline(transaction=True) as pipeline:
-        await pipeline.watch(key)
-        if await pipeline.execute_command("GET", key, NEVER_DECODE=[]) != expected:
-            return False
-        pipeline.multi()
-        pipeline.set(key, payload, ex=ttl)
-        try:
-            await pipeline.execute()
-        except Exception as error:
-            if type(error).__name__ != "WatchError":
-                raise
-            if "Watched variable changed" in str(error):
-                return False
-            # What it says of a connection that was lost.
-            raise ConnectionError("The connection to Redis was lost in a transaction") from error
-        return True
-
-
 def why_not_shared(client: Any) -> str | None:
     """Tell why no connection of a client's can be pipelined; None if one can, for all one knows."""
     if hasattr(client, "get_node_from_key"):

@@ -28,9 +28,6 @@ class Cluster:
         self._servers: dict[str, Server] = {}
         note = None if tracking is None else tracking.note
         self._unrouted: Batch[Operation, Any] = Batch(self._route, timeout=timeout, note=note)
-        self._calls: Batch[Operation, Any] = Batch(
-            self._call, timeout=timeout, max_operations=1, note=note
-        )
 
     def submit(
         self, operation: Operation, size: int = 0, *, droppable: bool = False
@@ -51,14 +48,16 @@ class Cluster:
             return self._server(node).resubmit(operation, since, size)
         return self._unrouted.submit(operation, size, since=since)
 
-    def submit_call(self, operation: Operation, since: float) -> asyncio.Future[Any]:
-        """Do an operation by the client's own methods."""
-        return self._calls.submit(operation, since=since)
+    def submit_transaction(self, operation: Operation, since: float) -> asyncio.Future[Any]:
+        """Do an operation that takes several round trips, as `Server.submit_transaction` does."""
+        node = self._find_node(operation[0])
+        if node is None:
+            raise ConnectionError("No node of the Redis Cluster is known to have the record")
+        return self._server(node).submit_transaction(operation, since)
 
     async def finish(self) -> None:
         """Wait until nothing is under way, and give all connections back."""
         await self._unrouted.finish()
-        await self._calls.finish()
         for server in list(self._servers.values()):
             await server.finish()
 
@@ -93,9 +92,6 @@ class Cluster:
     async def _route(self, operations: list[Operation]) -> list[Any]:
         await self._client.initialize()
         return await asyncio.gather(*map(self._route_one, operations), return_exceptions=True)
-
-    async def _call(self, operations: list[Operation]) -> list[Any]:
-        return [await call(self._client, operation) for operation in operations]
 
     async def _route_one(self, operation: Operation) -> Any:
         key, _, _, fate = operation

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from time import monotonic
 from typing import Any
+from weakref import WeakSet
+
+from aiohttp_session.time_limit import time_limit
 
 from . import UnsettledError
 from ._redis_checkout import Checkout
@@ -14,13 +18,12 @@ from ._redis_client import (
     Node,
     Pool,
     call,
-    connections_of,
     has_successor,
     is_pipelined,
     tell,
-    why_not_plain,
 )
 from ._redis_fence import Client, Fence, exchange
+from ._redis_large import LargeRecords
 from ._redis_pipeline import (
     LARGE,
     READ,
@@ -34,29 +37,10 @@ from ._redis_resp import is_asking, is_final, is_misplaced, is_reply, pack
 from ._redis_tracking import Tracking
 from .batch import Batch, Entry
 
-_LARGE_KEPT = 1000  # keys
 _CALLS = 64  # at the same time, of a client whose own methods have to be used
 _ATTEMPTS = 10  # to find the server that is in charge
 _PAUSE = 0.05  # seconds: how much longer each of them waits than the one before
 _ASKING: Operation = ("", pack(b"ASKING"), lambda client, _: client.execute_command("ASKING"), READ)
-
-
-def connect(
-    client: Any, timeout: float, *, is_first: bool, tracking: Tracking | None = None
-) -> Server:
-    """Make what does the operations in this event loop.
-
-    :param is_first: the client's own connections are free for this loop; otherwise it gets others.
-    :param tracking: what the near cache is told by; None if there is none.
-    """
-    reason = why_not_plain(client)
-    if reason is not None:
-        tell("by the client's own methods, one operation at a time for each connection", reason)
-        return Server(client, None, timeout)
-    client, connections = connections_of(client, is_first=is_first)
-    if connections.limit <= WORKERS:
-        tell("a batch at a time", f"its pool has only {connections.limit} connections")
-    return Server(client, connections, timeout, tracking=tracking)
 
 
 class Server:
@@ -95,7 +79,8 @@ class Server:
         self._client = client
         self._timeout = timeout
         self._pipeline: PipelinedConnection | None = None
-        self._large: dict[str, int] = {}  # sizes of large records, by key
+        self._left: WeakSet[PipelinedConnection] = WeakSet()  # of which replies are due, perhaps
+        self._large = LargeRecords()
         self._writing: dict[str, asyncio.Future[None]] = {}  # keys that batches are writing
         self._fence = Fence()
         self._connect = PipelinedConnection if tracking is None else tracking.connect
@@ -104,17 +89,24 @@ class Server:
         self._attempts = _ATTEMPTS if has_successor(client) else 1
         self.stall = timeout / 2
         self.connections = connections
-        if connections is not None:
+        if connections is None:
+            # One operation at a time for each worker, as requests would use the client.
+            workers = 1 if getattr(client, "single_connection_client", False) else _CALLS
+            self._batch: Batch[Operation, Any] = Batch(
+                self._ask, timeout=timeout, max_operations=1, max_workers=workers, note=note
+            )
+        else:
             self._checkout = Checkout(connections, self._fence, timeout / 4)
-        # One operation at a time for each worker, as requests would use the client.
-        workers = 1 if getattr(client, "single_connection_client", False) else _CALLS
-        self._calls: Batch[Operation, Any] = Batch(
-            self._ask, timeout=timeout, max_operations=1, max_workers=workers, note=note
-        )
-        self._batch = self._calls
-        if connections is not None:
             workers = min(WORKERS, connections.limit)
             self._batch = Batch(self._run, timeout=timeout, max_workers=workers, note=note)
+        spare = 1 if connections is None else connections.limit - WORKERS - 1
+        self._transactions: Batch[Operation, Any] = Batch(
+            self._transact,
+            timeout=timeout,
+            max_operations=1,
+            max_workers=max(1, min(WORKERS, spare)),
+            note=note,
+        )
 
     def submit(
         self, operation: Operation, size: int = 0, *, droppable: bool = False
@@ -139,30 +131,27 @@ class Server:
         """
         return self._batch.submit(operation, size, since=since)
 
-    def submit_call(self, operation: Operation, since: float) -> asyncio.Future[Any]:
-        """Do an operation by the client's own methods."""
-        return self._calls.submit(operation, since=since)
+    def submit_transaction(self, operation: Operation, since: float) -> asyncio.Future[Any]:
+        """Do a write that takes several round trips: its call gets a connection, not the client.
+
+        :raises NotImplementedError: if only the client's own methods will do.
+        """
+        if self.connections is None:
+            raise NotImplementedError("This client needs EVAL: let its user have it (ACL: +eval)")
+        return self._transactions.submit(operation, since=since)
 
     def note_size(self, key: str, size: int = 0) -> int:
-        """Take down the size of a record if it is large.
-
-        :param size: bytes; 0 for the size that is known.
-        :return: the size, or 0 if it isn't known.
-        """
-        size = size or self._large.get(key, 0)
-        self._large.pop(key, None)
-        if size > LARGE:
-            self._large[key] = size
-            if len(self._large) > _LARGE_KEPT:
-                del self._large[next(iter(self._large))]
-        return size
+        """Take down the size of a large record, as `LargeRecords.note` does."""
+        return self._large.note(key, size)
 
     async def finish(self) -> None:
         """Wait until nothing is under way, and give all connections back."""
-        await self._calls.finish()
+        await self._transactions.finish()
         await self._batch.finish()
-        while self._pipeline is not None:
-            await self._pipeline.close()
+        while self._pipeline is not None or self._left:
+            for connection in filter(None, (self._pipeline, *self._left)):
+                await connection.close()
+            self._left.clear()
             await self._batch.finish()
         if self.connections is not None:
             await self.connections.close()
@@ -181,6 +170,7 @@ class Server:
         """Give a connection no more operations."""
         if self._pipeline is connection:
             self._pipeline = None
+            self._left.add(connection)
 
     def distrust(self, since: float) -> None:
         """Take no connection for alive that was not heard of since some loop time."""
@@ -279,7 +269,10 @@ class Server:
                 f"by {type(connection).__name__}'s own methods, a batch at a time",
                 "they are not the library's",
             )
-            replies = await self._exchange_plainly(connection, client, to_send)
+            owes = any(fate is WRITE for *_, fate in to_send)
+            doing: Any = exchange(connection, [packed for _, packed, *_ in to_send])
+            result = await self._use(connection, client, doing, owes=owes)
+            replies = [result] * len(to_send) if isinstance(result, LostError) else result
         rest = iter(replies)
         return [next(rest) if packed else fate for _, packed, _, fate in operations]
 
@@ -308,19 +301,20 @@ class Server:
             raise replies[0]
         return replies
 
-    async def _exchange_plainly(
-        self, connection: Any, client: Client | None, operations: list[Operation]
-    ) -> list[Any]:
+    async def _use(
+        self, connection: Any, client: Client | None, doing: Awaitable[Any], *, owes: bool
+    ) -> Any:
+        """Await what uses a connection, and give that back; return the result, or `LostError`."""
         is_clean = False
         try:
-            replies = await exchange(connection, [packed for _, packed, _, _ in operations])
+            async with time_limit(self.stall / 2, monotonic()):
+                result = await doing
             is_clean = True
         except Exception:  # noqa: BLE001 - the connection is lost
-            replies = [LostError(client)] * len(operations)
+            result = LostError(client)
         finally:
-            owes = not is_clean and any(fate is WRITE for *_, fate in operations)
-            await self.close(connection, client, is_clean=is_clean, owes=owes)
-        return replies
+            await self.close(connection, client, is_clean=is_clean, owes=owes and not is_clean)
+        return result
 
     async def _mend(self, operation: Operation, error: Exception, *, is_unsent: bool) -> Any:
         """Find out what became of an operation, or do it now if it was not done."""
@@ -337,12 +331,10 @@ class Server:
                 await self._exchange([])
             except Exception as error:  # noqa: BLE001 - it goes to the waiter
                 return error
+        lost = "The connection to Redis was lost with a write under way"
         if self._fence.holds(reply.client):
-            return UnsettledError("The connection to Redis was lost with a write under way")
-        return ConnectionError(
-            "The connection to Redis was lost with a write under way: it may have been done, or "
-            "be done later"
-        )
+            return UnsettledError(lost)
+        return ConnectionError(f"{lost}: it may have been done, or be done later")
 
     async def _place(self, operation: Operation, error: Any) -> Any:
         """Send an operation, which has not been done, to the server that is in charge.
@@ -374,8 +366,20 @@ class Server:
         :param is_asking: the server is yet to take over the slot of its key.
         :raises Exception: of the client's, if it was not sent.
         """
+        if not operation[1]:
+            connection, client = await self._checkout.take()
+            doing = operation[2](connection, operation[0])
+            return await self._settle(await self._use(connection, client, doing, owes=True))
         operations = [_ASKING, operation] if is_asking else [operation]
         return await self._settle((await self._exchange(operations))[-1])
+
+    async def _transact(self, operations: list[Operation]) -> list[Any]:
+        try:
+            reply = await self.send(operations[0], is_asking=False)
+            is_done = not is_misplaced(reply)
+        except Exception as error:  # noqa: BLE001 - no connection could be had
+            reply, is_done = error, False
+        return [reply if is_done else await self._place(operations[0], reply)]
 
     async def _ask(self, operations: list[Operation]) -> list[Any]:
         """Do reads by the client's own methods."""

@@ -5,16 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 from . import Store, UnsettledError
-from ._redis_client import is_client, log_once, swap_by_transaction, why_not_plain, why_not_shared
+from ._redis_client import (
+    WORKERS,
+    connections_of,
+    is_client,
+    log_once,
+    tell,
+    why_not_plain,
+    why_not_shared,
+)
 from ._redis_cluster import Cluster
 from ._redis_pipeline import READ, WRITE, Operation
 from ._redis_resp import pack
-from ._redis_server import Server, connect
+from ._redis_server import Server
 from ._redis_tracking import Tracking
+from ._redis_transaction import swap_by_transaction
 from .kept_records import KeptRecords
 from .per_loop import PerLoop
 
@@ -152,10 +161,10 @@ class RedisStore(Store):
         operation = (
             key,
             b"",
-            lambda client, key: swap_by_transaction(client, key, expected, payload, ttl),
+            partial(swap_by_transaction, expected=expected, payload=payload, ttl=ttl),
             WRITE,
         )
-        return bool(await server.submit_call(operation, since))
+        return bool(await server.submit_transaction(operation, since))
 
     async def delete(self, key: str) -> None:
         """Delete a record, if there is one."""
@@ -206,7 +215,7 @@ class RedisStore(Store):
         is_first, self._is_first = self._is_first, False
         if hasattr(self._client, "get_node_from_key"):
             return Cluster(self._client, self.timeout, tracking=self._tracking)
-        return connect(self._client, self.timeout, is_first=is_first, tracking=self._tracking)
+        return _connect_one(self._client, self.timeout, is_first=is_first, tracking=self._tracking)
 
 
 @lru_cache
@@ -223,6 +232,24 @@ async def _repeat(send: Callable[[], Awaitable[_T]]) -> _T:
         with contextlib.suppress(UnsettledError):
             return await send()
     return await send()
+
+
+def _connect_one(
+    client: Any, timeout: float, *, is_first: bool, tracking: Tracking | None = None
+) -> Server:
+    """Make what does the operations in this event loop.
+
+    :param is_first: the client's own connections are free for this loop; otherwise it gets others.
+    :param tracking: what the near cache is told by; None if there is none.
+    """
+    reason = why_not_plain(client)
+    if reason is not None:
+        tell("by the client's own methods, one operation at a time for each connection", reason)
+        return Server(client, None, timeout)
+    client, connections = connections_of(client, is_first=is_first)
+    if connections.limit <= WORKERS:
+        tell("a batch at a time", f"its pool has only {connections.limit} connections")
+    return Server(client, connections, timeout, tracking=tracking)
 
 
 def _is_refused(error: Exception) -> bool:

@@ -1,0 +1,32 @@
+"""A record that is compared and replaced without a script: WATCH and MULTI on one connection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ._redis_fence import exchange
+from ._redis_resp import pack
+
+
+async def swap_by_transaction(
+    connection: Any, key: str, *, expected: bytes, payload: bytes, ttl: int | None
+) -> Any:
+    """Replace a record if it still is the expected one; two round trips.
+
+    :param connection: a client's, that nobody else uses.
+    :return: whether it was, or the server's error.
+    :raises Exception: of the client's, if the connection is lost.
+    """
+    name = key.encode()
+    watching, record = await exchange(connection, [pack(b"WATCH", name), pack(b"GET", name)])
+    if isinstance(watching, Exception):
+        return watching
+    if record != expected:
+        await exchange(connection, [pack(b"UNWATCH")])
+        return record if isinstance(record, Exception) else False
+    expiry = [] if ttl is None else [b"EX", b"%d" % ttl]
+    commands = [pack(b"MULTI"), pack(b"SET", name, payload, *expiry), pack(b"EXEC")]
+    _, queued, done = await exchange(connection, commands)
+    if isinstance(queued, Exception):
+        return queued
+    return done if isinstance(done, Exception) else done is not None
