@@ -29,7 +29,7 @@ from benchmarks.servers import HOST, Server
 from tests.held_proxy import HeldProxy
 from tests.waiting import PATIENCE, until
 
-NAMES_THE_TWINS = True  # nothing here is theirs
+pytestmark = pytest.mark.once  # the store has no twin
 OPTIONS: dict[str, Any] = {"socket_timeout": None, "retry": Retry(NoBackoff(), 0)}
 
 Content: TypeAlias = frozenset[tuple[str, int]]
@@ -147,7 +147,7 @@ class User:
 
     async def abandon(self, number: int) -> None:
         """Have a request cancelled while the network keeps its write, and lost when it is old."""
-        await self._load(self._far, number)
+        await self._network.end(asyncio.ensure_future(self._load(self._far, number)))
         older, self._far.loaded = self._far.loaded, None
         newer = await self._near.load(self._identity)
         if older is None:

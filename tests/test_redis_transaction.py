@@ -19,7 +19,7 @@ from benchmarks.servers import HOST, Server
 from tests.held_proxy import HeldProxy
 from tests.waiting import PATIENCE, LoopClock
 
-NAMES_THE_TWINS = True  # nothing here is theirs
+pytestmark = pytest.mark.once  # the store has no twin
 
 
 @pytest.fixture
