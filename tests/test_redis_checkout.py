@@ -158,11 +158,12 @@ async def test_finish_waits_for_a_connection_that_takes_no_more(
     assert not client.connection_pool._in_use_connections
 
 
-async def test_a_connection_lost_before_it_is_used_is_replaced(
-    client: Any, store: RedisStore, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_connection_lost_before_it_is_used_is_replaced_once(
+    client: Any, store: RedisStore, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
     checkout = store._servers.get()._checkout
-    lost = [RedisConnectionError("lost")]
+    lost = [RedisConnectionError("lost")] * times
 
     async def lose(connection: Any) -> Any:
         if lost:
@@ -170,9 +171,15 @@ async def test_a_connection_lost_before_it_is_used_is_replaced(
         return await Checkout._prepare(checkout, connection)
 
     monkeypatch.setattr(checkout, "_prepare", lose)
-    connection, _ = await checkout.take()
-    await checkout.give_back(connection, is_clean=True)
+    if times == 1:
+        connection, _ = await checkout.take()
+        await checkout.give_back(connection, is_clean=True)
+    else:
+        with pytest.raises(RedisConnectionError, match="lost"):
+            await checkout.take()
     assert not lost
+    await store.finish()
+    assert not client.connection_pool._in_use_connections
 
 
 async def test_a_connection_that_is_none_is_taken_as_it_is() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
+from unittest import mock
 
 import pytest
 from redis.asyncio import Redis
@@ -13,6 +14,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import MaxConnectionsError, NoPermissionError
 
 from aiohttp_session.stores import UnsettledError, _redis_fence, _redis_transaction
+from aiohttp_session.stores._redis_cluster import Cluster
+from aiohttp_session.stores._redis_pipeline import WRITE
 from aiohttp_session.stores.per_loop import PerLoop
 from aiohttp_session.stores.redis import RedisStore
 from benchmarks.servers import HOST, Server
@@ -167,3 +170,11 @@ async def test_a_transaction_is_not_done_by_the_client_s_own_methods(store: Redi
     with pytest.raises(NotImplementedError, match=r"\+eval"):
         await store.swap("k", b"0", b"1", None)
     store._servers = PerLoop(store._connect)
+
+
+async def test_a_transaction_needs_a_node_that_has_the_record() -> None:
+    client = mock.Mock()
+    client.get_node_from_key.side_effect = KeyError
+    cluster = Cluster(client, PATIENCE)
+    with pytest.raises(ConnectionError, match="No node"):
+        cluster.submit_transaction(("k", b"", client, WRITE), 0)

@@ -181,10 +181,11 @@ class Client:
         ]
 
     def _pick(self, now: float, loop: asyncio.AbstractEventLoop) -> Connection:
-        for connection in self._connections:
-            if not connection.is_prompt(now):
-                connection.close_idle()
-                break
+        if len(self._connections) > 1:
+            for connection in self._connections:
+                if not connection.is_prompt(now):
+                    connection.close_idle()
+                    break
         for connection in self._connections:
             if connection.backlog < _CLOGGED and connection.is_prompt(now):
                 return connection
