@@ -386,20 +386,10 @@ class Server:
         answers: list[Any] = []
         for operation in operations:
             try:
-                answers.append(await self._ask_one(operation))
+                answers.append(await call(self._client, operation))
             except Exception as error:  # noqa: BLE001 - it goes to the waiter
                 if not is_reply(error):
                     # The server can't be reached: the others need not try for themselves.
                     return answers + [error] * (len(operations) - len(answers))
                 answers.append(error)
         return answers
-
-    async def _ask_one(self, operation: Operation) -> Any:
-        for _ in range(3 if operation[3] is READ else 0):
-            try:
-                return await call(self._client, operation)
-            except (AttributeError, TypeError):
-                # redis-py's cluster client has closed connections that others use, since a slot
-                # moved; what they hold, or call, is None now.
-                pass
-        return await call(self._client, operation)
