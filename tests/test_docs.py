@@ -36,7 +36,7 @@ PAGES = {
     str(path.relative_to(ROOT).with_suffix("")): path
     for path in [ROOT / "README.rst", *sorted((ROOT / "docs").rglob("*.rst"))]
 }
-SOURCES = sorted((ROOT / "aiohttp_session").rglob("*.py"))
+SOURCES = sorted(Path(aiohttp_session.__file__).parent.rglob("*.py"))
 LINE = 88  # characters that fit in the width of a page
 BLOCK = re.compile(r"^\.\. code-block:: python\n\n((?:(?:    .*)?\n)+)", re.MULTILINE)
 
