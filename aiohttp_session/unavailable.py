@@ -65,12 +65,14 @@ def guard(app: web.Application) -> Middleware:
 class _Unavailable(web.HTTPServiceUnavailable):
     """An answer that is given up when it was sent, and not by the garbage collector.
 
-    Its traceback ends in the frame of aiohttp's that holds it.
+    A frame of aiohttp's holds it, and the tracebacks of it and of its cause lead to that frame.
     """
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        self.__traceback__ = None
-        return await super().prepare(request)
+        try:
+            return await super().prepare(request)
+        finally:
+            self.__traceback__ = self.__cause__ = self.__context__ = None
 
 
 def answer(error: BaseException, request: web.Request, app: web.Application | None) -> None:
