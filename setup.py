@@ -2,7 +2,6 @@
 
 import os
 import sys
-import warnings
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -49,8 +48,8 @@ class BdistWheel(bdist_wheel):
 
 
 def warn(error):
-    """Say why there will be no extensions."""
-    warnings.warn(f"aiohttp-session will be pure Python, and slower: {error}", stacklevel=2)
+    """Say why there will be no extensions; not by a Python warning, which pip 26.3 keeps quiet."""
+    print(f"warning: aiohttp-session will be pure Python, and slower: {error}", file=sys.stderr)
 
 
 def extensions():

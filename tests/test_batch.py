@@ -66,6 +66,16 @@ async def test_operations_of_one_turn_share_a_run(store: Store) -> None:
     assert store.batches == [[0, 1, 2, 3, 4]]
 
 
+async def test_an_operation_whose_time_is_up_when_it_comes_is_not_begun(store: Store) -> None:
+    batch = Batch(store.run, timeout=PATIENCE)
+    since = asyncio.get_running_loop().time() - PATIENCE
+    late, other = batch.submit(1, since=since), batch.submit(2)
+    with pytest.raises(TimeoutError):
+        await late
+    assert await other == 4
+    assert store.batches == [[2]]
+
+
 async def test_a_lone_operation_runs_in_the_next_turn(store: Store) -> None:
     batch = Batch(store.run, timeout=PATIENCE)
     future = batch.submit(1)

@@ -79,7 +79,7 @@ def test_without_a_compiler_the_wheel_is_for_any_platform(project: Path) -> None
     done = build(project, CC="false")
     assert done.returncode == 0, done.stderr
     assert (
-        "UserWarning: aiohttp-session will be pure Python, and slower" in done.stderr
+        "warning: aiohttp-session will be pure Python, and slower" in done.stderr
     ) is CPYTHON
     assert wheel(project) == (True, False)
 

@@ -83,10 +83,13 @@ class Process:
 
     async def close(self) -> None:
         assert self._process.stdin is not None
-        with contextlib.suppress(FaultError):
-            await self.ask("close")
-        self._process.stdin.close()
-        assert await self._process.wait() == 0
+        try:
+            with contextlib.suppress(FaultError):
+                await self.ask("close")
+        finally:  # it leaves nothing to the next test, whatever has become of it
+            self._process.stdin.close()
+            status = await self._process.wait()
+        assert status == 0
 
 
 class World:
