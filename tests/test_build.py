@@ -78,9 +78,7 @@ def test_extensions_make_a_wheel_for_the_platform(project: Path) -> None:
 def test_without_a_compiler_the_wheel_is_for_any_platform(project: Path) -> None:
     done = build(project, CC="false")
     assert done.returncode == 0, done.stderr
-    assert (
-        "warning: aiohttp-session will be pure Python, and slower" in done.stderr
-    ) is CPYTHON
+    assert ("warning: aiohttp-session will be pure Python, and slower" in done.stderr) is CPYTHON
     assert wheel(project) == (True, False)
 
 
