@@ -73,7 +73,7 @@ def redis_cluster() -> Iterator[list[Server]]:
         ask(replica, "CLUSTER REPLICATE", ask(first, "CLUSTER MYID").decode().strip())
         _wait_for_reply(replica, "INFO replication", b"master_link_status:up")
         for node in nodes:  # they have come to know each other, which a short timeout speeds up
-            _wait_for_reply(node, "CLUSTER INFO", b"cluster_slots_fail:0")
+            _wait_for_reply(node, "CLUSTER INFO", b"cluster_slots_ok:16384")
             ask(node, "CONFIG SET cluster-node-timeout", 1000 * _PATIENCE)
         for node in nodes:
             _wait_for_reply(node, "CLUSTER INFO", b"cluster_state:ok")
