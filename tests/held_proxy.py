@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 from tests.proxy import Proxy
 
@@ -21,6 +22,8 @@ class HeldProxy(Proxy):
         self._released = asyncio.Event()
         self._numbers: dict[asyncio.StreamReader, int] = {}
         self._servers: dict[int, asyncio.StreamWriter] = {}
+        self.keeps: Callable[[bytes], bool] = lambda data: True
+        """Whether something is held where it comes; what comes behind it always is."""
         self.held = 0
         """The number of reads from clients that were ever held."""
         self._clients: dict[int, asyncio.StreamWriter] = {}
@@ -64,7 +67,7 @@ class HeldProxy(Proxy):
         try:
             with contextlib.suppress(OSError):
                 while data := await client.read(2**16):
-                    if number in self._held:
+                    if number in self._held and (number in self.waiting or self.keeps(data)):
                         self.held += 1
                         self.waiting[number] = self.waiting.get(number, b"") + data
                         continue

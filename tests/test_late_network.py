@@ -1,8 +1,11 @@
-"""Sessions in Redis, on a network that holds, loses and delivers late: a stateful property test.
+"""Sessions on a network that holds, loses and delivers late: a stateful property test.
 
 A user has a session; a process behind that network and one whose network is well take the user's
 requests. Whatever hypothesis finds to do, what was acknowledged is there; it is never undone by
 what is older, however late that comes; what has ended stays ended; and each request ends.
+
+In Redis a write that has failed is never done later. In memcached, where nothing can forbid it, it
+may be, but only if nobody has written since.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Literal, TypeAlias
 
+import aiomcache
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
@@ -23,6 +27,7 @@ from redis.asyncio.sentinel import Sentinel, SentinelManagedConnection
 from redis.backoff import NoBackoff
 
 from aiohttp_session import Session
+from aiohttp_session.memcached_storage import MemcachedStorage
 from aiohttp_session.redis_storage import RedisStorage
 from benchmarks import servers
 from benchmarks.servers import HOST, Server
@@ -35,6 +40,7 @@ OPTIONS: dict[str, Any] = {"socket_timeout": None, "retry": Retry(NoBackoff(), 0
 Content: TypeAlias = frozenset[tuple[str, int]]
 Mode: TypeAlias = Literal["overwrite", "merge"]
 _Test: TypeAlias = Callable[..., None]
+_UNKNOWN: Content = frozenset({("unknown", 0)})
 
 STEPS = st.lists(
     st.sampled_from(["hold", "lose", "release"])
@@ -92,9 +98,8 @@ class Process:
     """A process that takes the user's requests."""
 
     def __init__(self, client: Any, mode: Mode) -> None:
-        self.storage = RedisStorage(
-            client, timeout=PATIENCE, on_conflict=mode, circuit_breaker=False
-        )
+        kind = MemcachedStorage if isinstance(client, aiomcache.Client) else RedisStorage
+        self.storage = kind(client, timeout=PATIENCE, on_conflict=mode, circuit_breaker=False)
         self.loaded: Session | None = None  # by a request that goes on
 
     async def load(self, identity: str) -> Session:
@@ -130,13 +135,20 @@ class User:
         self._mode = mode
         self._identity = ""
         self._ended: list[str] = []  # identities
-        self._may_be: set[Content | None] = set()  # None: it has ended
+        self._was: Content | None = None  # when it was looked at, or written, last; None: it ended
+        self._may_be: set[Content | None] = set()
+        self._is_fenced = isinstance(near.storage, RedisStorage)
 
     async def log_in(self) -> None:
         session = await self._near.storage.new_session()
         session["n"] = 0
         self._identity = str(await self._near.save("", session))
-        self._may_be = {frozenset({("n", 0)})}
+        self._is({frozenset({("n", 0)})})
+
+    def _is(self, contents: set[Content | None]) -> None:
+        """Take down what the session is after an acknowledged write: one of these."""
+        self._may_be = contents
+        self._was = next(iter(contents)) if len(contents) == 1 else _UNKNOWN
 
     async def do(self, what: str, process: Process, number: int) -> None:
         """Have a request do something, and compare what is there then."""
@@ -161,17 +173,18 @@ class User:
         await asyncio.wait({task})
         await self._near.save(self._identity, newer)
         read = asyncio.ensure_future(self._read(self._far, number))
-        self._may_be = {content_of(newer)}
+        self._is({content_of(newer)})
         await self._network.end(read)
         await read
         await self._network.end(asyncio.ensure_future(self._far.storage.finish()))
         await self.look()
 
     async def look(self) -> None:
-        """See what there is: what was not done by now never will be."""
+        """See what there is."""
         seen = content_of(await self._near.load(self._identity))
         assert seen in self._may_be
-        self._may_be = {seen}
+        if self._is_fenced or seen != self._was:  # what was not done by now never will be
+            self._is({seen})
         if seen is None:
             self._ended.append(self._identity)
             await self.log_in()
@@ -204,16 +217,16 @@ class User:
         assert base is not None
         key = f"k{number % 3}"
         session[key] = number
-        (now,) = self._may_be
-        after = changed(base if self._mode == "overwrite" else now or base, key, number)
+        found = {base} if self._mode == "overwrite" else {now or base for now in self._may_be}
+        after = {changed(content, key, number) for content in found}
         self._network.fail()
         try:
             cookie = await process.save(self._identity, session)
         except ConnectionError:
-            self._may_be.add(after)
+            self._may_be |= after
         else:
             assert cookie in (None, self._identity)
-            self._may_be = {after}
+            self._is({*after})
 
     async def _save_over(self, process: Process, session: Session) -> None:
         """Save a session that has ended since it was loaded."""
@@ -233,7 +246,7 @@ class User:
         except ConnectionError:
             self._may_be.add(None)
         else:
-            self._may_be = {None}
+            self._is({None})
 
 
 @contextlib.asynccontextmanager
@@ -243,6 +256,14 @@ async def single(server: Server) -> AsyncIterator[tuple[Any, Any, Network]]:
         Redis(host=HOST, port=server.port) as near,
         Redis(host=HOST, port=proxy.port, **OPTIONS) as far,
     ):
+        yield near, far, Network([proxy])
+
+
+@contextlib.asynccontextmanager
+async def memcached(server: Server) -> AsyncIterator[tuple[Any, Any, Network]]:
+    async with HeldProxy(server.port) as proxy:
+        proxy.keeps = lambda data: data.startswith((b"cas ", b"delete "))  # a write reads first
+        near, far = aiomcache.Client(HOST, server.port), aiomcache.Client(HOST, proxy.port)
         yield near, far, Network([proxy])
 
 
@@ -285,25 +306,33 @@ async def guarded(group: tuple[Server, Server, Server]) -> AsyncIterator[tuple[A
 async def follow(open_all: Any, servers: Any, steps: list[Any], mode: Mode) -> None:
     async with open_all(servers) as (near_client, far_client, network):
         near, far = Process(near_client, mode), Process(far_client, mode)
-        user = User(near, far, network, mode)
-        await user.log_in()
-        await far.load(user._identity)  # opens a connection
-        for number, step in enumerate([*steps, "release"], 1):
-            if step in ("hold", "lose"):
-                network.failure = step
-            elif step == "abandon":
-                await user.abandon(number)
-            elif step == "release":
-                network.release()
-                await near.storage.store.read("other")
-                await user.look()
-                await user.look_back()
-            else:
-                what, is_far = step
-                await user.do(what, far if is_far else near, number)
-        network.heal()
-        await far.storage.finish()
-        await near.storage.finish()
+        try:
+            await take_steps(User(near, far, network, mode), near, far, network, steps)
+        finally:
+            network.heal()
+            network.release()
+            await far.storage.finish()
+            await near.storage.finish()
+
+
+async def take_steps(
+    user: User, near: Process, far: Process, network: Network, steps: list[Any]
+) -> None:
+    await user.log_in()
+    await far.load(user._identity)  # opens a connection
+    for number, step in enumerate([*steps, "release"], 1):
+        if step in ("hold", "lose"):
+            network.failure = step
+        elif step == "abandon":
+            await user.abandon(number)
+        elif step == "release":
+            network.release()
+            await near.storage.store.read("other")
+            await user.look()
+            await user.look_back()
+        else:
+            what, is_far = step
+            await user.do(what, far if is_far else near, number)
 
 
 def run(main: Any, *, on_uvloop: bool) -> None:
@@ -355,10 +384,17 @@ def property_test(share: float) -> Callable[[_Test], _Test]:
 
 
 @property_test(1)
-def test_what_was_acknowledged_holds(
+def test_what_was_acknowledged_holds_in_redis(
     redis_server: Server, steps: list[Any], mode: Mode, on_uvloop: bool
 ) -> None:
     run(follow(single, redis_server, steps, mode), on_uvloop=on_uvloop)
+
+
+@property_test(1)
+def test_what_was_acknowledged_holds_in_memcached(
+    memcached_server: Server, steps: list[Any], mode: Mode, on_uvloop: bool
+) -> None:
+    run(follow(memcached, memcached_server, steps, mode), on_uvloop=on_uvloop)
 
 
 @property_test(1 / 3)
