@@ -50,8 +50,9 @@ class Server:
     connection, on which the next ones are written as they come; large ones go apart from it. Writes
     to one key never overtake each other.
 
-    What goes wrong with a read is asked again by the client's own methods, so its rules for
-    retries, redirections and failover hold. A write is sent once:
+    A read whose connection was lost is sent again, up to twice. What else goes wrong with one is
+    asked again by the client's own methods, so its rules for retries, redirections and failover
+    hold; but a slot that is moving is asked for where it goes. A write is sent once:
 
     - if a server refused it as not the right one, a read by the client's own methods finds the one
       that is, and it goes there;
@@ -361,7 +362,7 @@ class Server:
         return error
 
     async def send(self, operation: Operation, *, is_asking: bool) -> Any:
-        """Send a write once; return its reply, or an error.
+        """Send an operation once; return its reply, or an error.
 
         :param is_asking: the server is yet to take over the slot of its key.
         :raises Exception: of the client's, if it was not sent.
