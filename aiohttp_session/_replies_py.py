@@ -1,15 +1,27 @@
-"""What memcached and Redis reply: the reference implementation."""
+"""What memcached and Redis reply, and Redis is sent: the reference implementation."""
 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
-__all__ = ("read_replies", "read_tracked", "read_values")
+__all__ = ("read_replies", "read_tracked", "read_values", "write_command")
 
 _HEAD = re.compile(rb"VALUE ([!-~\x80-\xff]+) 0 ([0-9]{1,9}) ([0-9]{1,20})\r\n")
 _REPLY = re.compile(rb"(?:\$([0-9]{1,9})|:(-?[0-9]{1,18})|\+([^\r\n]*)|\$-1|_)\r\n")
 
 _INVALIDATION = re.compile(rb">2\r\n\$10\r\ninvalidate\r\n\*1\r\n\$([0-9]{1,9})\r\n([!-~]+)\r\n")
+
+
+def write_command(*arguments: bytes) -> bytes:
+    """Write a command of Redis."""
+    return _command((*map(len, arguments),)) % arguments
+
+
+@lru_cache(maxsize=1024)  # most sessions are of similar sizes
+def _command(sizes: tuple[int, ...]) -> bytes:
+    """Return a command with a gap for each argument."""
+    return b"".join([b"*%d\r\n" % len(sizes), *(b"$%d\r\n%%b\r\n" % size for size in sizes)])
 
 
 def read_values(data: bytes, position: int) -> tuple[list[tuple[bytes, bytes, bytes]], int]:

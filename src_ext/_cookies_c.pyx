@@ -67,9 +67,9 @@ def find_cookie(header, name):
     cdef const unsigned char* wanted = PyUnicode_1BYTE_DATA(name)
     cdef const unsigned char* text = PyUnicode_1BYTE_DATA(header)
     cdef Py_ssize_t end = PyUnicode_GET_LENGTH(header)
-    cdef Py_ssize_t i = 0, start, stop, name_end, value_start, value_end
-    cdef Py_ssize_t found_start = -1, found_end = -1
-    cdef bint spaced
+    cdef Py_ssize_t i = 0, start, name_end, value_start, value_end
+    cdef bint spaced, is_wanted
+    found = None
 
     if not _is_token(wanted, wanted_length):
         return False
@@ -83,6 +83,7 @@ def find_cookie(header, name):
         while KINDS[text[i]] & NAME:
             i += 1
         name_end = i
+        is_wanted = i - start == wanted_length and not memcmp(text + start, wanted, wanted_length)
         if text[i] == c'"' or text[i] == c"\\":
             # aiohttp drops such a name, up to the semicolon.
             i = _skip_printable(text, i)
@@ -115,14 +116,14 @@ def find_cookie(header, name):
                     i += 1
                 else:
                     i = value_start + 1
-                    while text[i] != c'"':
-                        if text[i] == c"\\":
-                            i += 1
-                        if not KINDS[text[i]] & QUOTED:
-                            return False
-                        i += 1
+                    if is_wanted:
+                        found = _read_quoted(text, &i, end)
+                        is_wanted = False  # no more
+                    else:
+                        _skip_quoted(text, &i)
+                    if text[i] != c'"':
+                        return False
                     i += 1
-                    value_end = i
                 if i < end and text[i] != c";" and text[i] != c" ":
                     return False
             else:
@@ -144,13 +145,9 @@ def find_cookie(header, name):
                         value_end -= 1
                 elif i < end and text[i] != c";":
                     return False
-        if name_end - start == wanted_length and not memcmp(text + start, wanted, wanted_length):
-            found_start, found_end = value_start, value_end
-    if found_start < 0:
-        return None
-    if found_start < found_end and text[found_start] == c'"':
-        return _unquote(text + found_start + 1, found_end - found_start - 2, False)
-    return PyUnicode_Substring(header, found_start, found_end)
+        if is_wanted:
+            found = PyUnicode_Substring(header, value_start, value_end)
+    return found
 
 
 def find_strict(header, name):
@@ -196,7 +193,7 @@ def find_strict(header, name):
         found_end -= 1
     if found_end - found < 2 or found[0] != c'"' or found_end[-1] != c'"':
         return PyUnicode_DecodeLatin1(<const char*>found, found_end - found, NULL)
-    return _unquote(found + 1, found_end - found - 2, True)
+    return _unquote(found + 1, found_end - found - 2)
 
 
 def quote(value):
@@ -290,11 +287,58 @@ cdef Py_ssize_t _skip_printable(const unsigned char* text, Py_ssize_t i) noexcep
     return i
 
 
-cdef object _unquote(const unsigned char* text, Py_ssize_t length, bint with_controls):
-    """Undo the escapes of a quoted value; False if it hides a control character.
+cdef void _skip_quoted(const unsigned char* text, Py_ssize_t* at) noexcept:
+    """Move to the quote that closes a value, or to what is not printable in it."""
+    cdef Py_ssize_t i = at[0]
+    while text[i] != c'"':
+        if text[i] == c"\\":
+            i += 1
+        if not KINDS[text[i]] & QUOTED:
+            break
+        i += 1
+    at[0] = i
 
-    Newer versions of Python refuse those.
+
+cdef object _read_quoted(const unsigned char* text, Py_ssize_t* at, Py_ssize_t end):
+    """Undo the escapes of a quoted value, and move to the quote that closes it.
+
+    :return: False if the value hides a control character: newer versions of Python refuse those.
+        Of any value if it has a character that is not printable, and the move ends there.
     """
+    cdef Py_ssize_t i = at[0], size = 0
+    cdef unsigned char code
+    cdef bint hides = False
+    cdef unsigned char* out = <unsigned char*>PyMem_Malloc(end - i + 1)
+    if out is NULL:
+        raise MemoryError
+    try:
+        while True:
+            code = text[i]
+            if not KINDS[code] & PLAIN:
+                if code == c"\\":
+                    if not KINDS[text[i + 1]] & QUOTED:
+                        i += 1
+                        break
+                    if _is_octal(text + i + 1):
+                        code = _from_octal(text + i + 1)
+                        hides |= code < 32 or code == 127
+                        i += 3
+                    else:
+                        i += 1
+                        code = text[i]
+                elif code == c'"' or not KINDS[code] & QUOTED:
+                    break
+            out[size] = code
+            size += 1
+            i += 1
+        at[0] = i
+        return False if hides else PyUnicode_DecodeLatin1(<const char*>out, size, NULL)
+    finally:
+        PyMem_Free(out)
+
+
+cdef object _unquote(const unsigned char* text, Py_ssize_t length):
+    """Undo the escapes of a quoted value, which a quote follows; there may be others within."""
     cdef Py_ssize_t i = 0, size = 0
     cdef unsigned char code
     cdef unsigned char* out = <unsigned char*>PyMem_Malloc(length + 1)
@@ -305,20 +349,22 @@ cdef object _unquote(const unsigned char* text, Py_ssize_t length, bint with_con
             code = text[i]
             i += 1
             if code == c"\\" and i < length and text[i] != c"\n":
-                code = text[i]
-                i += 1
-                if (
-                    c"0" <= code <= c"3"
-                    and i + 1 < length
-                    and c"0" <= text[i] <= c"7"
-                    and c"0" <= text[i + 1] <= c"7"
-                ):
-                    code = ((code - c"0") << 6) + ((text[i] - c"0") << 3) + text[i + 1] - c"0"
-                    i += 2
-                    if (code < 32 or code == 127) and not with_controls:
-                        return False
+                if _is_octal(text + i):
+                    code = _from_octal(text + i)
+                    i += 3
+                else:
+                    code = text[i]
+                    i += 1
             out[size] = code
             size += 1
         return PyUnicode_DecodeLatin1(<const char*>out, size, NULL)
     finally:
         PyMem_Free(out)
+
+
+cdef inline bint _is_octal(const unsigned char* text) noexcept:
+    return c"0" <= text[0] <= c"3" and c"0" <= text[1] <= c"7" and c"0" <= text[2] <= c"7"
+
+
+cdef inline unsigned char _from_octal(const unsigned char* text) noexcept:
+    return ((text[0] - c"0") << 6) + ((text[1] - c"0") << 3) + text[2] - c"0"

@@ -1,16 +1,38 @@
 # cython: language_level=3, binding=False, autotestdict=False
 # cython: embedsignature=True, embedsignature.format=clinic
-"""What memcached and Redis reply, compiled: one pass over the bytes."""
+"""What memcached and Redis reply, and Redis is sent, compiled: one pass over the bytes."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_DecodeASCII
-from libc.string cimport memcmp
+from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
+from libc.string cimport memcmp, memcpy
 
 from . import _replies_py
 
 cdef const char* _INVALIDATION = b">2\r\n$10\r\ninvalidate\r\n*1\r\n$"
 
 # Behind the last byte of a bytes object there is a NUL, at which every scan ends.
+
+
+def write_command(*arguments):
+    """Write a command of Redis."""
+    cdef Py_ssize_t count = PyTuple_GET_SIZE(arguments), size = 1 + _count_digits(count) + 2
+    cdef Py_ssize_t i, length
+    for i in range(count):
+        argument = <object>PyTuple_GET_ITEM(arguments, i)
+        if type(argument) is not bytes:
+            return _replies_py.write_command(*arguments)
+        length = PyBytes_GET_SIZE(argument)
+        size += 1 + _count_digits(length) + 2 + length + 2
+    command = PyBytes_FromStringAndSize(NULL, size)
+    cdef unsigned char* out = _write_size(<unsigned char*>PyBytes_AS_STRING(command), c"*", count)
+    for i in range(count):
+        argument = <object>PyTuple_GET_ITEM(arguments, i)
+        length = PyBytes_GET_SIZE(argument)
+        out = _write_size(out, c"$", length)
+        memcpy(out, PyBytes_AS_STRING(argument), length)
+        out = _end_line(out + length)
+    return command
 
 
 def read_values(data, position):
@@ -152,3 +174,27 @@ cdef Py_ssize_t _skip_digits(const unsigned char* text, Py_ssize_t i, int most) 
     while c"0" <= text[i] <= c"9" and i - start < most:
         i += 1
     return i
+
+
+cdef int _count_digits(Py_ssize_t number) noexcept:
+    cdef int count = 1
+    while number > 9:
+        number //= 10
+        count += 1
+    return count
+
+
+cdef unsigned char* _write_size(unsigned char* out, unsigned char kind, Py_ssize_t size) noexcept:
+    """Write what stands before so many arguments, or so many bytes; return where that ends."""
+    out[0] = kind
+    cdef int i, count = _count_digits(size)
+    for i in range(count, 0, -1):
+        out[i] = c"0" + size % 10
+        size //= 10
+    return _end_line(out + 1 + count)
+
+
+cdef unsigned char* _end_line(unsigned char* out) noexcept:
+    out[0] = c"\r"
+    out[1] = c"\n"
+    return out + 2

@@ -25,9 +25,9 @@ from redis.backoff import ConstantBackoff, NoBackoff
 from valkey.asyncio import ValkeyCluster
 
 from aiohttp_session import Session
+from aiohttp_session._core import write_command
 from aiohttp_session.redis_storage import RedisStorage
 from aiohttp_session.stores._redis_pipeline import READ
-from aiohttp_session.stores._redis_resp import pack
 from benchmarks import servers
 from benchmarks.servers import HOST, Server
 from tests.contract import Browser
@@ -379,7 +379,7 @@ async def test_a_slot_that_has_no_node_is_looked_up(
     for known in (0, failures):
         failed = known
         since = asyncio.get_running_loop().time()
-        again = ("k", pack(b"GET", b"k"), lambda client, key: client.get(key), READ)
+        again = ("k", write_command(b"GET", b"k"), lambda client, key: client.get(key), READ)
         assert await routes.resubmit(again, since) == b"1"
     await storage.finish()
     await client.aclose()

@@ -23,10 +23,10 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from aiohttp_session import Session, get_session, setup
+from aiohttp_session._core import write_command
 from aiohttp_session.redis_storage import RedisStorage
 from aiohttp_session.stores import _redis_pipeline
 from aiohttp_session.stores._redis_pipeline import READ
-from aiohttp_session.stores._redis_resp import pack
 from benchmarks import servers
 from benchmarks.servers import HOST, Server
 from tests.proxy import Proxy
@@ -437,7 +437,7 @@ async def test_when_all_tasks_are_cancelled_the_storage_can_go_on(
     load = (
         innermost(storage)
         ._servers.get()
-        .submit(("k", pack(b"GET", b"k"), lambda client, key: client.get(key), READ))
+        .submit(("k", write_command(b"GET", b"k"), lambda client, key: client.get(key), READ))
     )
     await until(lambda: proxy.held_requests)
     server = innermost(storage)._servers.get()

@@ -12,9 +12,9 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from aiohttp_session._core import write_command
 from aiohttp_session.stores import UnsettledError, _redis_fence
 from aiohttp_session.stores._redis_pipeline import WRITE
-from aiohttp_session.stores._redis_resp import pack
 from aiohttp_session.stores.redis import RedisStore
 from benchmarks import servers
 from benchmarks.servers import HOST, Server
@@ -223,8 +223,8 @@ async def test_a_write_that_was_not_sent_is_sent_by_another_connection(
     server = store._servers.get()
     pipeline = server._pipeline
     pipeline.give_up()
-    operation = ("k", pack(b"SET", b"k", b"1"), None, WRITE)
-    cancelled = pipeline.submit(("k", pack(b"SET", b"k", b"2"), None, WRITE))
+    operation = ("k", write_command(b"SET", b"k", b"1"), None, WRITE)
+    cancelled = pipeline.submit(("k", write_command(b"SET", b"k", b"2"), None, WRITE))
     cancelled.cancel()
     assert await pipeline.submit(operation) == b"OK"
     await store.finish()

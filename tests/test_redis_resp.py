@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from aiohttp_session._core import read_replies
-from aiohttp_session.stores._redis_resp import ErrorReply, Push, missing, pack, read_odd
+from aiohttp_session._core import read_replies, write_command
+from aiohttp_session.stores._redis_resp import ErrorReply, Push, missing, read_odd
 
 texts = st.binary(max_size=10).filter(lambda text: b"\r" not in text and b"\n" not in text)
 scalars = st.none() | st.integers(-(2**63), 2**63 - 1) | st.binary(max_size=40)
@@ -49,10 +49,16 @@ def test_bytes_of_any_kind_are_read_incomplete_or_refused(data: bytes) -> None:
     assert found is None or 0 < found[1] <= len(data)
 
 
-@given(st.lists(st.binary(max_size=20), min_size=1, max_size=5))
+@given(st.lists(st.binary(max_size=20), min_size=1, max_size=12))
+@example([bytes(9), bytes(10), bytes(99), bytes(100), bytes(65_536)])
 def test_a_command_is_an_array_of_strings(arguments: list[bytes]) -> None:
-    packed = pack(*arguments)
-    assert read_odd(packed, 0) == (arguments, len(packed))
+    command = write_command(*arguments)
+    assert read_odd(command, 0) == (arguments, len(command))
+
+
+def test_a_command_is_of_bytes() -> None:
+    with pytest.raises(TypeError):
+        write_command(b"GET", "key")  # type: ignore[arg-type]
 
 
 @given(texts)

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from aiohttp_session._core import write_command
 from aiohttp_session.log import log
 
-from ._redis_resp import is_reply, pack
+from ._redis_resp import is_reply
 
 _LIMIT = 1000  # connections that are lost, and not yet forgotten by the server
-_WHO = [pack(b"CLIENT", b"ID"), pack(b"CLIENT", b"INFO")]
+_WHO = [write_command(b"CLIENT", b"ID"), write_command(b"CLIENT", b"INFO")]
 
 
 @dataclass(eq=False)
@@ -43,7 +44,7 @@ class Client:
         parts = [b"CLIENT", b"KILL", b"ID", b"%d" % self.identity]
         if self.address is not None:
             parts += [b"ADDR", self.address]
-        return pack(*parts)
+        return write_command(*parts)
 
 
 class Fence:

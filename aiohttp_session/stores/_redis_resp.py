@@ -14,13 +14,6 @@ _MISPLACED = {
 }
 
 
-def pack(*arguments: bytes) -> bytes:
-    """Write a command, which takes redis-py 5 µs."""
-    parts = [b"*%d\r\n" % len(arguments)]
-    parts += [b"$%d\r\n%b\r\n" % (len(argument), argument) for argument in arguments]
-    return b"".join(parts)
-
-
 class ErrorReply:
     """A reply that says that the server did not do a command, and why."""
 

@@ -9,6 +9,7 @@ from time import monotonic
 from typing import Any
 from weakref import WeakSet
 
+from aiohttp_session._core import write_command
 from aiohttp_session.time_limit import time_limit
 
 from . import UnsettledError
@@ -33,14 +34,19 @@ from ._redis_pipeline import (
     PipelinedConnection,
     UnsentError,
 )
-from ._redis_resp import is_asking, is_final, is_misplaced, is_reply, pack
+from ._redis_resp import is_asking, is_final, is_misplaced, is_reply
 from ._redis_tracking import Tracking
 from .batch import Batch, Entry
 
 _CALLS = 64  # at the same time, of a client whose own methods have to be used
 _ATTEMPTS = 10  # to find the server that is in charge
 _PAUSE = 0.05  # seconds: how much longer each of them waits than the one before
-_ASKING: Operation = ("", pack(b"ASKING"), lambda client, _: client.execute_command("ASKING"), READ)
+_ASKING: Operation = (
+    "",
+    write_command(b"ASKING"),
+    lambda client, _: client.execute_command("ASKING"),
+    READ,
+)
 
 
 class Server:

@@ -15,11 +15,11 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
-from aiohttp_session._core import read_tracked
+from aiohttp_session._core import read_tracked, write_command
 from aiohttp_session.log import log
 
 from ._redis_pipeline import LARGE, READ, Operation, Owner, PipelinedConnection
-from ._redis_resp import ErrorReply, Push, pack, read_odd
+from ._redis_resp import ErrorReply, Push, read_odd
 from .batch import Entry
 from .kept_records import KeptRecords, Link
 
@@ -28,10 +28,10 @@ _BEAT = 1.0  # seconds from one heartbeat to the next
 _ATTEMPTS = 3  # connections that are lost before tracking was once on
 # Not with NOLOOP, though changes by this connection itself are known: with it, Redis says nothing
 # of the keys either that it evicts, from its table or the database, to make room for our commands.
-_HELLO = pack(b"HELLO", b"3")
-_TRACK = pack(b"CLIENT", b"TRACKING", b"ON")
+_HELLO = write_command(b"HELLO", b"3")
+_TRACK = write_command(b"CLIENT", b"TRACKING", b"ON")
 # Not PING: this also says, by an error, that the server is a replica by now.
-_HEARTBEAT = pack(b"WAIT", b"0", b"0")
+_HEARTBEAT = write_command(b"WAIT", b"0", b"0")
 _DELETION = b"*2\r\n$3\r\nDEL"
 _REFUSED = re.compile(rb"(?:NOPERM|NOPROTO|ERR) (?!.*replica)")  # else it may be for a while
 
@@ -141,7 +141,7 @@ class TrackedConnection(PipelinedConnection, Link):
         elif (token := self._records.ask_behind(key)) is not None:
             # Redis forgets that we know a key when we write it. For a few bytes more, the next
             # read need not ask.
-            unsent.append(f"*2\r\n$3\r\nGET\r\n${len(key)}\r\n{key}\r\n".encode("ascii"))
+            unsent.append(write_command(b"GET", key.encode()))
             self._pending.append(self._behind)
             self._tokens.append(token)
         return future

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from aiohttp_session._core import write_command
+
 from ._redis_fence import exchange
-from ._redis_resp import pack
 
 
 async def swap_by_transaction(
@@ -18,14 +19,19 @@ async def swap_by_transaction(
     :raises Exception: of the client's, if the connection is lost.
     """
     name = key.encode()
-    watching, record = await exchange(connection, [pack(b"WATCH", name), pack(b"GET", name)])
+    commands = [write_command(b"WATCH", name), write_command(b"GET", name)]
+    watching, record = await exchange(connection, commands)
     if isinstance(watching, Exception):
         return watching
     if record != expected:
-        await exchange(connection, [pack(b"UNWATCH")])
+        await exchange(connection, [write_command(b"UNWATCH")])
         return record if isinstance(record, Exception) else False
     expiry = [] if ttl is None else [b"EX", b"%d" % ttl]
-    commands = [pack(b"MULTI"), pack(b"SET", name, payload, *expiry), pack(b"EXEC")]
+    commands = [
+        write_command(b"MULTI"),
+        write_command(b"SET", name, payload, *expiry),
+        write_command(b"EXEC"),
+    ]
     _, queued, done = await exchange(connection, commands)
     if isinstance(queued, Exception):
         return queued
