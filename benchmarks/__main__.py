@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from . import (
     contenders,
+    faults,
     load,
     machine,
     measuring,
@@ -61,12 +62,13 @@ def _run_cases(options: argparse.Namespace) -> int:
 
 
 def _run_load(options: argparse.Namespace) -> int:
-    loader = load.Loader(options.connections, options.seconds, uvloop=options.uvloop)
+    seconds = options.seconds or load.SECONDS
+    loader = load.Loader(options.connections, seconds, uvloop=options.uvloop)
     names, absent = contenders.available(options.impl)
     storages = list(dict.fromkeys(case.storage for case in _selected(options, CASES)))
     with _stores(options, storages) as (stores, missing):
         storages = [name for name in storages if name in STORAGES and name not in missing]
-        with _progress(load.count_steps(names, storages, options.seconds)) as step:
+        with _progress(load.count_steps(names, storages, seconds)) as step:
             loads = loader.measure(names, storages, stores, step)
     _OUT.print(table.for_terminal(table.load_rows(loads), loader.describe()))
     _print_facts({**missing, **absent, **loader.loaded, **machine.describe()})
@@ -114,6 +116,30 @@ def _run_outage(options: argparse.Namespace) -> int:
     return 0
 
 
+def _run_faults(options: argparse.Namespace) -> int:
+    storages = list(dict.fromkeys(case.storage for case in _selected(options, CASES)))
+    storages = [name for name in storages if name in faults.STORAGES]
+    seconds = options.seconds or faults.SECONDS
+    found = {}
+    with _progress(len(storages)) as step:
+        for name in storages:
+            step(f"{name}: {seconds:g} s of faults")
+            found[name] = faults.run(name, seconds, options.faults)
+    title = f"{faults.USERS} users, {options.faults:g} faults/s in their network"
+    _OUT.print(table.for_terminal(table.fault_rows(found), title))
+    _print_facts({**_errors(found), **machine.describe()})
+    return 0
+
+
+def _errors(found: dict[str, faults.Outcome]) -> dict[str, str]:
+    """Describe each error that was seen, the most frequent first."""
+    return {
+        f"{storage}, {count} times": what
+        for storage, outcome in found.items()
+        for what, count in outcome.errors.most_common()
+    }
+
+
 def _run_owners(options: argparse.Namespace) -> int:
     storages = list(dict.fromkeys(case.storage for case in _selected(options, CASES)))
     storages = [name for name in storages if name in {"memory", *SERVERS}]
@@ -139,6 +165,7 @@ def _run_near(options: argparse.Namespace) -> int:
 
 _MODES = {
     "cases": _run_cases,
+    "faults": _run_faults,
     "load": _run_load,
     "near": _run_near,
     "outage": _run_outage,
@@ -239,7 +266,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--redis", metavar="URL", help="a Redis server to use, instead of one of our own")
     add("--memcached", metavar="HOST:PORT", help="the same for memcached")
     add("--connections", default=64, type=int, help="load: HTTP connections at a time")
-    add("--seconds", default=2.5, type=float, help="load: how long each measurement takes in all")
+    add("--seconds", type=float, help="load, faults: how long each measurement takes in all")
+    add("--faults", default=10, type=float, help="faults: how many in a second")
     add("--rate", default=2000, type=float, help="outage: requests offered per second")
     add("--stopped", default=30, type=float, help="outage: for how many seconds")
     add("--uvloop", action="store_true", help="load, outage: run the server with uvloop")

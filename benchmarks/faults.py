@@ -1,8 +1,7 @@
-"""Sessions over a network that makes trouble: ``python -m benchmarks.faults redis``."""
+"""Sessions over a network that makes trouble: which requests fail, and which writes are lost."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import functools
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 USERS = 120
+SECONDS = 20.0
 TIMEOUT = 1.0  # seconds
 _THINKING = 0.1  # seconds from a user's request to the next, at the most
 _STALL = 2.0  # seconds, at the most
@@ -46,15 +46,6 @@ class Outcome:
     lost: int = 0  # acknowledged writes that a later request of the same user did not find
     worst: float = 0.0  # seconds that a request took at the most
     faults: Counter[str] = field(default_factory=Counter)
-
-    def __str__(self) -> str:
-        failed = self.errors.total()
-        share = failed / max(1, self.requests)
-        text = (
-            f"{failed} errors in {self.requests} requests ({share:.2%}), {self.lost} lost writes, "
-            f"{self.worst:.2f} s at the most; faults: {dict(self.faults)}"
-        )
-        return "\n".join([text, *(f"{n:7} {what}" for what, n in self.errors.most_common())])
 
 
 class Network:
@@ -260,25 +251,7 @@ async def memcached_storage(port: int) -> AsyncIterator[ServerStorage]:
 STORAGES: dict[str, OpenStorage] = {"redis": redis_storage, "memcached": memcached_storage}
 
 
-def _main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("store", choices=STORAGES)
-    parser.add_argument("--seconds", type=float, default=20)
-    parser.add_argument("--faults", type=float, default=10, help="per second; see Network")
-    parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args()
-    with getattr(servers, options.store)() as server:
-        outcome = asyncio.run(
-            measure(
-                STORAGES[options.store],
-                server.port,
-                seconds=options.seconds,
-                faults=options.faults,
-                seed=options.seed,
-            )
-        )
-    print(outcome)
-
-
-if __name__ == "__main__":
-    _main()
+def run(storage: str, seconds: float, faults: float) -> Outcome:
+    """Measure a storage on a server of its own; see `measure`."""
+    with getattr(servers, storage)() as server:
+        return asyncio.run(measure(STORAGES[storage], server.port, seconds=seconds, faults=faults))

@@ -37,6 +37,7 @@ class Load:
 
 OPERATIONS = ("read", "write")
 WITHOUT = ("bare", "hooks")  # the bare handler; and with a middleware and a signal, both idle
+SECONDS = 2.5  # for each measurement, in all, if nothing else is said
 SLICE = 1.0 if wrk.program() else 0.1  # seconds
 _WARM_UP = 0.2  # seconds
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from .cases import Case
+from .faults import Outcome
 from .load import Load
 from .measuring import Timing
 from .near import Delays
@@ -164,6 +165,18 @@ def memory_rows(found: list[Stored]) -> Rows:
         for entry in found
     ]
     return Rows(["storage", "contender", "sessions", "bytes a session", "read"], [rows])
+
+
+def fault_rows(found: dict[str, Outcome]) -> Rows:
+    """Make a row for each storage."""
+    rows = []
+    for storage, outcome in found.items():
+        failed = outcome.errors.total()
+        row = [storage, f"{outcome.faults.total():,}", f"{outcome.requests:,}", f"{failed:,}"]
+        row += [f"{failed / max(1, outcome.requests):.2%}", str(outcome.lost)]
+        rows.append([*row, f"{outcome.worst:.2f}"])
+    headings = ["storage", "faults", "requests", "errors", "share", "lost writes", "longest s"]
+    return Rows(headings, [rows])
 
 
 def near_rows(found: list[Delays]) -> Rows:
