@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
+from weakref import WeakSet
 
 import aiomcache
 import pytest
@@ -264,6 +266,32 @@ async def test_probes_that_fail_tell_the_cause(
     assert repr(info.value.__cause__) == "ConnectionRefusedError('still no')"
     await time.pass_by(1.1)
     assert await is_down(breaker)
+
+
+@pytest.mark.parametrize("kind", [ConnectionResetError, TimeoutError])
+async def test_an_error_is_kept_only_while_the_store_is_down(
+    kind: type[Exception], breaker: CircuitBreaker, gate: Gate
+) -> None:
+    # Its traceback holds the request that it befell, and whatever that one knew.
+    errors: WeakSet[BaseException] = WeakSet()
+
+    class Noted(kind):  # type: ignore[misc, valid-type]
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments)
+            errors.add(self)
+
+    await fail(breaker, gate, Noted())
+    gate.opened.clear()
+    gate.error = None
+    is_open = await is_down(breaker)
+    assert is_open is (kind is TimeoutError)
+    gc.collect()
+    assert bool(errors) is is_open
+    gate.opened.set()
+    await settle()
+    assert await breaker.read("key") is None
+    gc.collect()
+    assert not errors
 
 
 @pytest.mark.parametrize("verb", ["read", "update", "delete"])

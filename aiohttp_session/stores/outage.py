@@ -165,8 +165,10 @@ class CircuitBreaker(Store):
                 loop.call_later(_INTERVAL, self._check, circuit, key, answers, loop)
         elif not is_outage(error):
             circuit.answered()
+        elif circuit.is_open:
+            circuit.cause = error
         elif circuit.fails(error, answers, loop.time()):
-            circuit.open(loop.time())
+            circuit.open(error, loop.time())
             self._probe(circuit, key, loop)
 
     def _check(
@@ -220,7 +222,7 @@ class _Circuit:
 
     def _forget(self) -> None:
         self.is_open = self.is_doubted = False
-        self.cause: BaseException | None = None  # the error seen last
+        self.cause: BaseException | None = None  # the error seen last, while it is open
         self.probed = 0.0  # by the loop's time, as all here
         self.probes: set[asyncio.Task[None]] = set()
         self.refused = 0
@@ -250,8 +252,7 @@ class _Circuit:
 
         :param answers: how many there were when the operation began.
         """
-        self.cause = error
-        if self.is_open or self.answers != answers:
+        if self.answers != answers:
             return False
         if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
             return True
@@ -259,14 +260,15 @@ class _Circuit:
             self._silent_answers, self._silent_since = answers, now
         return now - self._silent_since >= _REFUSED_FOR
 
-    def open(self, now: float) -> None:
+    def open(self, error: BaseException, now: float) -> None:
         self.is_open = True
+        self.cause = error
         self.refused = 0
         self._opened = now
         log.warning(
             "The session store%s is down (%s): operations fail at once until it answers",
             self._name,
-            type(self.cause).__name__,
+            type(error).__name__,
         )
 
     def close(self) -> None:
