@@ -95,13 +95,15 @@ class LifecycleStorage(AbstractStorage):
     def _payload_data(self, session: Session) -> Mapping[str, Any]:
         # What an overridden method returns may be somebody's own: it isn't changed here.
         data: Mapping[str, Any] = self._get_session_data(session)
-        if data and session.max_age != self.max_age:
+        if not data:
+            return data
+        if session.max_age != self.max_age:
             data = {**data, "max_age": session.max_age}
-        if data and session._owner is not None:
+        if session._owner is not None:
             data = {**data, "owner": session._owner}
             if session._listed is not None and session._listed[1] is not None:
                 data = {**data, "listed": session._listed[1]}
-        if data and self._lifetime is not None:
+        if self._lifetime is not None:
             if session._issued is None:
                 session._issued = int(time.time())
             data = {**data, "issued": session._issued}

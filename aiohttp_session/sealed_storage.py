@@ -48,8 +48,9 @@ class CookieStorage(LifecycleStorage):
                 payload, sealed_at = opened
                 session = self._restore(None, payload, sealed_at)
                 if session is not None and (
-                    # The seal's own time was looked at, and nothing else counts. (Most are such.)
-                    (sealed_at is not None and session._issued is None)
+                    not self._AUTHENTICATED
+                    # Its seal's time was looked at, and limits count from no other. Most are such.
+                    or (sealed_at is not None and session._issued is None)
                     or not self._is_of_the_future(session, sealed_at)
                 ):
                     return session
@@ -61,11 +62,9 @@ class CookieStorage(LifecycleStorage):
 
         A clock that was wrong once would have made cookies that outlive every limit.
         """
+        latest = time.time() + CLOCK_SKEW
         issued = session._issued
         ages = sealed_at is None and session.max_age is not None  # else the seal's time counts
-        if not self._AUTHENTICATED or (issued is None and not ages):
-            return False
-        latest = time.time() + CLOCK_SKEW
         return (issued is not None and issued > latest) or (ages and session.created > latest)
 
     async def save_session(

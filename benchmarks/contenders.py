@@ -52,7 +52,9 @@ class Contender:
         code = f"import sys; folder = {str(_ROOT)!r}; del sys.path[0]; sys.path.{place}; "
         code += f"from benchmarks import {module} as module; module.main()"
         ours = ("PYTHON", "AIOHTTP_SESSION_")
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
+        environment = {
+            k: v for k, v in os.environ.items() if not k.startswith(ours) or k == "PYTHONMALLOC"
+        }
         # Hashes that differ from run to run make the costs of dicts differ.
         environment["PYTHONHASHSEED"] = "0"
         if name == "pure":

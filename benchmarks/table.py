@@ -132,7 +132,8 @@ def outage_rows(outages: list[Outage]) -> Rows:
         row += [str(outage.most_waiting), f"{max(outage.waited, default=0):.2f}"]
         row += [f"{outage.quick * 1e3:.1f}", f"{outage.recovery:.2f}"]
         row += [f"{memory:.0f}" for memory in outage.memory]
-        row += [f"{objects:,}" for objects in outage.objects]
+        # Only Python's own allocator counts them.
+        row += [f"{objects:,}" if objects else "n/a" for objects in outage.objects]
         groups.setdefault(outage.storage, []).append(row)
     return Rows(headings, list(groups.values()))
 
