@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from redis.asyncio import Redis
 
 from aiohttp_session._core import TWINS
 from aiohttp_session.memcached_storage import MemcachedStorage
@@ -31,17 +32,23 @@ _PURE_ONLY = bool(os.environ.get("AIOHTTP_SESSION_NO_EXTENSIONS"))
 # Property tests take examples by the hundred, and fewer where one is an order of requests or goes
 # through a storage. AIOHTTP_SESSION_EXAMPLES=20 asks for 20 times as many.
 _FACTOR = float(os.environ.get("AIOHTTP_SESSION_EXAMPLES") or 1)
+
+
+def _examples(number: int) -> int:
+    return max(1, int(number * _FACTOR))
+
+
 settings.register_profile(
     "trees",
     deadline=None,
     derandomize=_FACTOR <= 1,
-    max_examples=int(200 * _FACTOR),
+    max_examples=_examples(200),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors],
 )
 settings.load_profile("trees")
-settings.register_profile("texts", max_examples=int(500 * _FACTOR))
-settings.register_profile("orders", max_examples=int(100 * _FACTOR))
-settings.register_profile("storages", max_examples=int(30 * _FACTOR))
+settings.register_profile("texts", max_examples=_examples(500))
+settings.register_profile("orders", max_examples=_examples(100))
+settings.register_profile("storages", max_examples=_examples(30))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -145,6 +152,14 @@ def redis_server() -> Iterator[servers.Server]:
 def memcached_server() -> Iterator[servers.Server]:
     with servers.memcached() as server:
         yield server
+
+
+@pytest.fixture
+async def direct(redis_server: servers.Server) -> AsyncIterator[Any]:
+    """A client that sees what is stored in Redis, whatever disturbs the others."""
+    async with Redis(host=servers.HOST, port=redis_server.port) as client:
+        await client.flushall()
+        yield client
 
 
 @pytest.fixture

@@ -31,14 +31,6 @@ async def proxy(redis_server: Server) -> AsyncIterator[HeldProxy]:
 
 
 @pytest.fixture
-async def direct(redis_server: Server) -> AsyncIterator[Any]:
-    """A client that sees what is stored."""
-    async with Redis(host=HOST, port=redis_server.port) as client:
-        await client.flushall()
-        yield client
-
-
-@pytest.fixture
 async def client(proxy: HeldProxy, direct: Any) -> AsyncIterator[Any]:
     async with Redis(host=HOST, port=proxy.port, retry=Retry(NoBackoff(), 0)) as client:
         yield client

@@ -31,15 +31,6 @@ async def proxy(redis_server: Server) -> AsyncIterator[HeldProxy]:
         yield proxy
 
 
-@pytest.fixture
-async def direct(redis_server: Server) -> AsyncIterator[Any]:
-    """A client that sees what is stored."""
-    async with Redis(host=HOST, port=redis_server.port) as client:
-        await client.flushall()
-        yield client
-        await client.acl_deluser("web")
-
-
 @pytest.fixture(params=["fenced", "not fenced"])
 async def store(
     request: pytest.FixtureRequest, proxy: HeldProxy, direct: Any, loop_clock: LoopClock
@@ -56,6 +47,7 @@ async def store(
         assert await store.swap("k", b"0", b"0", None)
         yield store
         await store.finish()
+    await direct.acl_deluser("web")
 
 
 def is_fenced(request: pytest.FixtureRequest) -> bool:
