@@ -18,7 +18,7 @@ from .log import log
 from .merging import Changes, Record
 from .owned_sessions import OwnedSessions, Save
 from .record_keys import random_id
-from .settling import ATTEMPTS, MARK_TTL, MOVED, ConflictError, is_ended
+from .settling import ATTEMPTS, MARK_TTL, MOVED, ConflictError
 from .stores import Store, UnsettledError
 
 _EMPTIED = b"{}"
@@ -98,7 +98,7 @@ class ServerStorage(OwnedSessions):
         identity = self.load_cookie(request)
         key = None if identity is None else self._keys.find(identity)
         record = None if key is None else await self.store.read(key)
-        if record is None or is_ended(record):
+        if record is None or record.startswith(MOVED):
             return Session(None, data=None, new=True, max_age=self.max_age)
         session = self._restore(identity, record)
         if session is None:
