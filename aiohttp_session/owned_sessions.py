@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from asyncio import Lock
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from time import monotonic
 from typing import Any, TypeAlias
@@ -20,7 +20,7 @@ from .stores import Store
 from .stores.per_loop import PerLoop
 from .time_limit import time_limit
 
-Save: TypeAlias = Callable[[Session, bytes], Awaitable[bool]]
+Save: TypeAlias = Callable[[Session, bytes], Coroutine[Any, Any, bool]]
 
 
 @show_options
@@ -86,12 +86,13 @@ class OwnedSessions(LifecycleStorage):
     async def _save_listed(self, save: Save, session: Session, record: bytes) -> bool:
         """Save a session that is a user's, or was, and keep the index in step."""
         listed, identity = session._listed, session.identity
-        if record and not session._renew and self._is_unlisted(session):
-            await self._enter(session, identity)
-        stored = await save(session, record)
-        is_ended = session._record is None or not record
-        if stored and is_ended and listed is not None and identity is not None:
-            await self._owners.leave(listed[0], identity)
+        async with self._limit(monotonic()):
+            if record and not session._renew and self._is_unlisted(session):
+                await self._enter(session, identity)
+            stored = await save(session, record)
+            is_ended = session._record is None or not record
+            if stored and is_ended and listed is not None and identity is not None:
+                await self._owners.leave(listed[0], identity)
         return stored
 
     def _is_unlisted(self, session: Session) -> bool:

@@ -22,6 +22,7 @@ from .settling import ATTEMPTS, MARK_TTL, MOVED, ConflictError
 from .stores import Store, UnsettledError
 
 _EMPTIED = b"{}"
+_DROPPED = "A session was deleted while a request used it; its changes are dropped"
 _CONFLICT = (
     f"A session could not be merged in {ATTEMPTS} attempts: other requests kept changing its record"
 )
@@ -113,25 +114,19 @@ class ServerStorage(OwnedSessions):
         """Store the session and set its cookie; delete both if the session is empty."""
         if session.empty and session.new and not self._has_cookie(request, response):
             return
-        if await self._store(session):
+        if await self._store(self._decide(session), session):
             identity = "" if session.empty else str(session.identity)
             self.save_cookie(response, identity, max_age=self._time_left(session))
+        elif session._changed:
+            # Its cookie stays as it is: it may lead to the session's new id by now.
+            log.warning(_DROPPED)
 
-    def _store(self, session: Session) -> Coroutine[Any, Any, bool]:
-        """Make the store agree with a session; return whether its cookie is to be set."""
-        return self._save_by(self._decide(session), session)
-
-    async def _save_by(self, save: Save, session: Session) -> bool:
+    def _store(self, save: Save, session: Session) -> Coroutine[Any, Any, bool]:
+        """Make the store agree with a session; return False if that was ended meanwhile."""
         record = session._record or b""
         if session._owner is None and session._listed is None:
-            stored = await save(session, record)
-        else:
-            async with self._limit(monotonic()):
-                stored = await self._save_listed(save, session, record)
-        if session._changed and not stored:
-            # Its cookie stays as it is: it may lead to the session's new id by now.
-            log.warning("A session was deleted while a request used it; its changes are dropped")
-        return stored
+            return save(session, record)
+        return self._save_listed(save, session, record)
 
     def _decide(self, session: Session) -> Save:
         """Choose the operation that saves a session: the table in the class's docstring."""
@@ -304,7 +299,7 @@ class ServerStorage(OwnedSessions):
 
     async def _save_late(self, session: Session) -> None:
         if session._record is None:
-            await self._save_by(self._end, session)
+            await self._store(self._end, session)
             if not session.empty:
                 await super()._save_late(session)
             return
@@ -314,7 +309,8 @@ class ServerStorage(OwnedSessions):
                 "the headers with the cookie are sent"
             )
             session._renew = False
-        await self._store(session)
+        if not await self._store(self._decide(session), session) and session._changed:
+            log.warning(_DROPPED)
 
     def _replace_session(
         self, request: web.Request, session: Session, previous: object | None
