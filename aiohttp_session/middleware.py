@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import warnings
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any, TypeAlias
 
 from aiohttp import hdrs, web
@@ -158,7 +158,7 @@ def setup(app: web.Application, storage: AbstractStorage, *, name: str | None = 
         # A web.Response was saved by the middleware, or is none of a handler's (error 500).
         if isinstance(response, web.Response) or request.get(storage_key) is not storage:
             return
-        if (session := _unsaved(request, session_key)) is not None:
+        if (session := _unsaved(request.get(session_key))) is not None:
             with unavailable.noted():
                 await storage.save_session(request, response, session)
             if isinstance(session, Session):
@@ -243,20 +243,21 @@ def _middleware(
             try:
                 response = await handler(request)
             except web.HTTPException as error:
-                if (unsaved := _unsaved(state, session_key)) is not None:
+                if (unsaved := _unsaved(state.get(session_key))) is not None:
                     await _save(storage, unsaved, request, error, streams=streams)
                     unsaved = None
                 raise
             if type(response) is not web.Response:  # most are just that
                 _check_response(response)
-            if (unsaved := _unsaved(state, session_key)) is not None:
+            session = state.get(session_key)
+            if session is not None and (unsaved := _unsaved(session)) is not None:
                 await _save(storage, unsaved, request, response, streams=streams)
         except (Exception, asyncio.CancelledError) as error:
             if unsaved is not None:  # the handler was done: it is the save that failed
                 unavailable.note(error)
             else:
-                session = request.get(session_key)
-                await _save_left(storage, session, request, error, streams=streams)
+                left = request.get(session_key)
+                await _save_left(storage, left, request, error, streams=streams)
             unavailable.answer(error, request, answering)
             raise
         return response
@@ -275,11 +276,8 @@ def _differs(outer: AbstractStorage | None, storage: AbstractStorage) -> bool:
     return outer is not None and outer.cookie_name != storage.cookie_name
 
 
-def _unsaved(state: Mapping[Any, Any], session_key: str) -> Any:
-    """Return the session of a request, if it has one that must be saved; else None."""
-    session = state.get(session_key)
-    if session is None:
-        return None
+def _unsaved(session: Any) -> Any:
+    """Return the session of a request if it must be saved; else None."""
     if isinstance(session, Session):
         return session if session._needs_save() else None
     # Somebody's own object in place of a session, as get_session allows; or None.
