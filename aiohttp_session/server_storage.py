@@ -22,7 +22,6 @@ from .settling import ATTEMPTS, MARK_TTL, MOVED, ConflictError
 from .stores import Store, UnsettledError
 
 _EMPTIED = b"{}"
-_DROPPED = "A session was deleted while a request used it; its changes are dropped"
 _CONFLICT = (
     f"A session could not be merged in {ATTEMPTS} attempts: other requests kept changing its record"
 )
@@ -119,7 +118,7 @@ class ServerStorage(OwnedSessions):
             self.save_cookie(response, identity, max_age=self._time_left(session))
         elif session._changed:
             # Its cookie stays as it is: it may lead to the session's new id by now.
-            log.warning(_DROPPED)
+            _warn_of_changes_dropped()
 
     def _store(self, save: Save, session: Session) -> Coroutine[Any, Any, bool]:
         """Make the store agree with a session; return False if that was ended meanwhile."""
@@ -310,7 +309,7 @@ class ServerStorage(OwnedSessions):
             )
             session._renew = False
         if not await self._store(self._decide(session), session) and session._changed:
-            log.warning(_DROPPED)
+            _warn_of_changes_dropped()
 
     def _replace_session(
         self, request: web.Request, session: Session, previous: object | None
@@ -319,3 +318,7 @@ class ServerStorage(OwnedSessions):
             session._replaces = previous.identity
         else:
             session._replaces = self.load_cookie(request)
+
+
+def _warn_of_changes_dropped() -> None:
+    log.warning("A session was deleted while a request used it; its changes are dropped")
