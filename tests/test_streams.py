@@ -232,6 +232,24 @@ async def test_a_new_session_later_deletes_the_old_record(
     ]
 
 
+async def test_a_later_change_of_a_session_that_was_ended_is_dropped(
+    make_storage: MakeStorage, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def end_elsewhere(request: web.Request) -> None:
+        session = await get_session(request)
+        await storage.store.delete(f"{NAME}_{session.identity}")
+        session["b"] = 2
+
+    storage = make_storage()
+    page = Stream(storage)
+    client = await aiohttp_client(page.app)
+    await client.get("/set?a=1")
+    page.after = end_elsewhere
+    await (await client.get("/stream")).read()
+    assert await show(client) == {}
+    assert ["changes are dropped" in record.getMessage() for record in caplog.records] == [True]
+
+
 async def test_an_id_that_should_change_later_stays_and_keeps_the_data(
     make_storage: MakeStorage, aiohttp_client: AiohttpClient, caplog: pytest.LogCaptureFixture
 ) -> None:
