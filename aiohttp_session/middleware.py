@@ -249,15 +249,15 @@ def _middleware(
                 raise
             if type(response) is not web.Response:  # most are just that
                 _check_response(response)
-            session = state.get(session_key)
+            session = state.get(session_key)  # None if the handler did not ask for it
             if session is not None and (unsaved := _unsaved(session)) is not None:
                 await _save(storage, unsaved, request, response, streams=streams)
         except (Exception, asyncio.CancelledError) as error:
             if unsaved is not None:  # the handler was done: it is the save that failed
                 unavailable.note(error)
             else:
-                left = request.get(session_key)
-                await _save_left(storage, left, request, error, streams=streams)
+                session = request.get(session_key)
+                await _save_left(storage, session, request, error, streams=streams)
             unavailable.answer(error, request, answering)
             raise
         return response

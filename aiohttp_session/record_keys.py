@@ -25,7 +25,7 @@ class RecordKeys:
     def __init__(self, cookie_name: str, *, hashed: bool) -> None:
         self._name = cookie_name
         self._hashed = hashed
-        self._room = _LIMIT - len(f"{cookie_name}_")
+        self._room = _LIMIT - len(f"{cookie_name}_")  # for an id
         # With the names N and N_ADMIN in one store, nobody may get at N_ADMIN_1 as N's id ADMIN_1.
         self._foreign: tuple[str, ...] = ()
         for other in list(_in_use):

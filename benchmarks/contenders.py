@@ -52,6 +52,7 @@ class Contender:
         code = f"import sys; folder = {str(_ROOT)!r}; del sys.path[0]; sys.path.{place}; "
         code += f"from benchmarks import {module} as module; module.main()"
         ours = ("PYTHON", "AIOHTTP_SESSION_")
+        # Its allocator is the caller's choice: what memory an outage leaves depends on that.
         environment = {
             k: v for k, v in os.environ.items() if not k.startswith(ours) or k == "PYTHONMALLOC"
         }

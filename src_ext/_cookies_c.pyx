@@ -302,8 +302,9 @@ cdef void _skip_quoted(const unsigned char* text, Py_ssize_t* at) noexcept:
 cdef object _read_quoted(const unsigned char* text, Py_ssize_t* at, Py_ssize_t end):
     """Undo the escapes of a quoted value, and move to the quote that closes it.
 
-    :return: False if the value hides a control character: newer versions of Python refuse those.
-        Of any value if it has a character that is not printable, and the move ends there.
+    At a character that is not printable the move ends, and the result is worth nothing.
+
+    :return: the value; False if it hides a control character: newer versions of Python refuse it.
     """
     cdef Py_ssize_t i = at[0], size = 0
     cdef unsigned char code
