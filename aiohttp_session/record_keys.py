@@ -40,9 +40,15 @@ class RecordKeys:
         if not (is_token and len(identity) <= self._room) and not self.is_possible(identity):
             return None
         if self._hashed:
-            identity = hashlib.sha256(identity.encode("ascii")).hexdigest()
-        elif self._foreign and identity.startswith(self._foreign):
+            return self.known(identity)
+        if self._foreign and identity.startswith(self._foreign):
             return None
+        return f"{self._name}_{identity}"
+
+    def known(self, identity: object) -> str:
+        """Return the key of a session id that has been looked at by `find` or `get`."""
+        if self._hashed:
+            identity = hashlib.sha256(str(identity).encode("ascii")).hexdigest()
         return f"{self._name}_{identity}"
 
     def get(self, identity: object) -> str:

@@ -167,7 +167,7 @@ class ServerStorage(OwnedSessions):
 
     async def _update(self, session: Session, record: bytes) -> bool:
         since = monotonic()
-        key = self._keys.get(session.identity)
+        key = self._keys.known(session.identity)
         payload, ttl = self._make_payload(session), self._ttl(session)
         try:
             stored = await self.store.update(key, payload, ttl)
@@ -179,7 +179,7 @@ class ServerStorage(OwnedSessions):
 
     async def _touch(self, session: Session, record: bytes) -> bool:
         since = monotonic()
-        key = self._keys.get(session.identity)
+        key = self._keys.known(session.identity)
         payload, ttl = self._make_payload(session), self._ttl(session)
         try:
             # Whoever wrote the record meanwhile has kept it alive already.
@@ -192,7 +192,7 @@ class ServerStorage(OwnedSessions):
         return stored
 
     async def _merge(self, session: Session, record: bytes) -> bool:
-        key = self._keys.get(session.identity)
+        key = self._keys.known(session.identity)
         changes = None
         async with self._limit(monotonic()), self._turn(key):
             for attempt in range(ATTEMPTS):
@@ -219,7 +219,7 @@ class ServerStorage(OwnedSessions):
         # answer be lost. Only then it goes.
         since = monotonic()
         merges = self._on_conflict == "merge"
-        old_key = self._keys.get(session.identity)
+        old_key = self._keys.known(session.identity)
         changes = None
         async with self._limit(since), self._turn(old_key):
             for attempt in range(ATTEMPTS):

@@ -38,8 +38,16 @@ class MemoryStore(Store):
 
     async def read(self, key: str) -> bytes | None:
         """Return the record under a key, unless it has expired."""
-        with self._lock:
-            return self._get(key)
+        # Without the lock, which takes 0.2 µs, unless something is to be changed but the order.
+        record = self._records.get(key)
+        if record is None or (record[1] is not None and time.time() >= record[1]):
+            with self._lock:
+                return self._find(key)
+        try:  # noqa: SIM105 - to suppress it takes longer than the lock
+            self._records.move_to_end(key)
+        except KeyError:  # another thread has deleted it just now
+            pass
+        return record[0]
 
     async def create(self, key: str, payload: bytes, ttl: int | None) -> None:
         """Store a record, at the cost of the least recently used ones if there are too many.
@@ -52,7 +60,7 @@ class MemoryStore(Store):
     async def update(self, key: str, payload: bytes, ttl: int | None) -> bool:
         """Replace a record; return False if there is none."""
         with self._lock:
-            if self._get(key) is None:
+            if self._find(key) is None:
                 return False
             self._put(key, payload, ttl)
             return True
@@ -60,7 +68,7 @@ class MemoryStore(Store):
     async def swap(self, key: str, expected: bytes | None, payload: bytes, ttl: int | None) -> bool:
         """Replace a record if it still is the expected one."""
         with self._lock:
-            if self._get(key) != expected:
+            if self._find(key) != expected:
                 return False
             self._put(key, payload, ttl)
             return True
@@ -70,7 +78,7 @@ class MemoryStore(Store):
         with self._lock:
             self._drop(key)
 
-    def _get(self, key: str) -> bytes | None:
+    def _find(self, key: str) -> bytes | None:
         record = self._records.get(key)
         if record is None:
             return None
@@ -78,7 +86,6 @@ class MemoryStore(Store):
         if expires is not None and time.time() >= expires:
             self._drop(key)
             return None
-        self._records.move_to_end(key)
         return payload
 
     def _put(self, key: str, payload: bytes, ttl: int | None) -> None:
@@ -87,10 +94,14 @@ class MemoryStore(Store):
             raise ValueError(f"A record of {size} bytes is more than max_bytes={self._max_bytes}")
         old = self._records.get(key)
         self._bytes += size if old is None else len(payload) - len(old[0])
-        self._records[key] = payload, None if ttl is None else time.time() + ttl
+        record = self._records[key] = payload, None if ttl is None else time.time() + ttl
         self._records.move_to_end(key)
         while self._bytes > self._max_bytes or len(self._records) > self._max_records:
-            self._drop(next(iter(self._records)))
+            oldest, (dropped, _) = self._records.popitem(last=False)
+            if oldest == key:  # reads in other threads have moved all others behind it
+                self._records[key] = record
+            else:
+                self._bytes -= len(oldest) + len(dropped)
 
     def _drop(self, key: str) -> None:
         record = self._records.pop(key, None)
