@@ -88,9 +88,7 @@ class RedisStore(Store):
         operation: Operation = (
             key,
             write_command(b"SET", key.encode(), payload, *_set_options(ttl, condition)),
-            lambda client, key: client.set(
-                key, payload, ex=ttl, xx=condition is _XX, nx=condition is _NX
-            ),
+            partial(_set, payload, ttl, condition),
             WRITE,
         )
         future = self._servers.get().submit(operation, len(payload))
@@ -98,14 +96,19 @@ class RedisStore(Store):
         try:
             return bool(await future)
         except UnsettledError as unsettled:
-            # If the record is this one, it was done. An update may differ by its TTL only, which
-            # is set once more.
-            try:
-                if await _repeat(lambda: self._swap(key, payload, payload, ttl, since)):
-                    return True
-            except Exception as error:
-                raise unsettled from error
+            if await self._was_set(key, payload, ttl, since, unsettled):
+                return True
             raise
+
+    async def _was_set(
+        self, key: str, payload: bytes, ttl: int | None, since: float, unsettled: UnsettledError
+    ) -> bool:
+        # If the record is this one, it was. An update may differ by its TTL only, which is set once
+        # more.
+        try:
+            return await _repeat(lambda: self._swap(key, payload, payload, ttl, since))
+        except Exception as error:
+            raise unsettled from error
 
     async def swap(self, key: str, expected: bytes | None, payload: bytes, ttl: int | None) -> bool:
         """Replace a record if it still is the expected one; return whether it was, atomically."""
@@ -254,6 +257,14 @@ def _is_refused(error: Exception) -> bool:
 
 def _get(client: Any, key: str) -> Awaitable[Any]:
     return client.get(key)  # type: ignore[no-any-return]
+
+
+def _set(
+    payload: bytes, ttl: int | None, condition: bytes, client: Any, key: str
+) -> Awaitable[Any]:
+    return client.set(  # type: ignore[no-any-return]
+        key, payload, ex=ttl, xx=condition is _XX, nx=condition is _NX
+    )
 
 
 def _delete(client: Any, key: str) -> Awaitable[Any]:
