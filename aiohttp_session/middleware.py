@@ -207,13 +207,13 @@ def installed(app: web.Application) -> Iterator[tuple[str | None, AbstractStorag
 
 
 async def _save_before_headers(
-    storage: AbstractStorage, session: object, request: web.Request, response: web.StreamResponse
+    storage: AbstractStorage, session: Any, request: web.Request, response: web.StreamResponse
 ) -> None:
-    if (unsaved := _unsaved(session)) is not None:
+    if (session := _unsaved(session)) is not None:
         with unavailable.noted():
-            await storage.save_session(request, response, unsaved)
-        if isinstance(unsaved, Session):
-            unsaved._was_saved()
+            await storage.save_session(request, response, session)
+        if isinstance(session, Session):
+            session._was_saved()
         _refresh_header(response, storage.cookie_name)
     request[_STARTED_KEY] = True
 

@@ -258,7 +258,7 @@ async def test_connection_that_is_made_after_it_was_given_up_sends_nothing(proxy
     loop = asyncio.get_running_loop()
     connection = Connection([], 5, lambda command, error: command.settle(error))
     connection.opening = loop.create_task(asyncio.sleep(0))
-    command = Command(b"delete", b"delete k\r\n", 0, loop.time() + 5, loop)
+    command = Command(b"delete", b"delete k\r\n", 0, loop.time() + 5, loop.create_future())
     connection.send([command], loop.time())
     connection.fail(TimeoutError("too late"))
     with pytest.raises(TimeoutError, match="too late"):

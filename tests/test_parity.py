@@ -26,6 +26,8 @@ if os.environ.get("AIOHTTP_SESSION_NO_EXTENSIONS"):
 from aiohttp_session import (
     _cookies_c,
     _cookies_py,
+    _futures_c,
+    _futures_py,
     _payload_c,
     _payload_py,
     _replies_c,
@@ -42,6 +44,7 @@ TEXTS = settings(settings.get_profile("texts"))
 NOW = 1_700_000_000
 MODULES: list[tuple[Any, Any]] = [
     (_cookies_c, _cookies_py),
+    (_futures_c, _futures_py),
     (_payload_c, _payload_py),
     (_replies_c, _replies_py),
     (_sealing_c, _sealing_py),

@@ -8,6 +8,8 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any, TypeVar, cast
 from weakref import ref
 
+from aiohttp_session._core import FutureGroup
+
 from ._memcached_connection import AnyCommand, Connection
 from ._memcached_protocol import Command, ConnectionLostError, Retrieval, Waiters
 
@@ -54,6 +56,7 @@ class Client:
         # Python 3.11.
         loop = ref(asyncio.get_running_loop())
         self._loop = cast("Callable[[], asyncio.AbstractEventLoop]", loop)
+        self._futures = FutureGroup(asyncio.get_running_loop())
         self._connections: list[Connection] = []
         self._gets: Waiters = {}
         self._commands: list[AnyCommand] = []
@@ -71,7 +74,7 @@ class Client:
     def get(self, key: bytes) -> asyncio.Future[bytes | None]:
         """Ask for a record, and keep its token for a while."""
         loop = self._loop()
-        future: asyncio.Future[bytes | None] = asyncio.Future(loop=loop)
+        future: asyncio.Future[bytes | None] = self._futures.create_future()
         if key in self._gets:
             self._gets[key].append(future)
         else:
@@ -87,7 +90,7 @@ class Client:
 
     def gets(self, key: bytes, deadline: float) -> asyncio.Future[tuple[bytes | None, bytes]]:
         """Ask for a record, and the token with which `cas` replaces just this version of it."""
-        future: asyncio.Future[tuple[bytes | None, bytes]] = self._loop().create_future()
+        future: asyncio.Future[tuple[bytes | None, bytes]] = self._futures.create_future()
         self._submit(Retrieval({key: [future]}, None, deadline))
         return future
 
@@ -97,7 +100,9 @@ class Client:
         """Store a record if there is none; return the reply."""
         size = len(payload)
         data = b"add %b 0 %d %d\r\n%b\r\n" % (key, expires, size, payload)
-        return self._submit(Command(b"add", data, size, deadline, self._loop())).future
+        return self._submit(
+            Command(b"add", data, size, deadline, self._futures.create_future())
+        ).future
 
     def cas(
         self, key: bytes, payload: bytes, expires: int, deadline: float, token: bytes
@@ -105,12 +110,16 @@ class Client:
         """Replace the version of a record that a token tells; return the reply."""
         size = len(payload)
         data = b"cas %b 0 %d %d %b\r\n%b\r\n" % (key, expires, size, token, payload)
-        return self._submit(Command(b"cas", data, size, deadline, self._loop())).future
+        return self._submit(
+            Command(b"cas", data, size, deadline, self._futures.create_future())
+        ).future
 
     def delete(self, key: bytes, deadline: float) -> asyncio.Future[bytes]:
         """Delete a record; return the reply."""
         data = b"delete %b\r\n" % key
-        return self._submit(Command(b"delete", data, 0, deadline, self._loop())).future
+        return self._submit(
+            Command(b"delete", data, 0, deadline, self._futures.create_future())
+        ).future
 
     async def finish(self) -> None:
         """Wait until nothing is under way, for as long as a command may take; then close."""
@@ -122,7 +131,9 @@ class Client:
             last = []
             for connection in self._connections:
                 if connection.awaited:
-                    command = Command(b"version", b"version\r\n", 0, deadline, loop)
+                    command = Command(
+                        b"version", b"version\r\n", 0, deadline, self._futures.create_future()
+                    )
                     connection.send([command], loop.time())
                     last.append(command.future)
             if not last:

@@ -171,13 +171,13 @@ class Command:
         data: bytes,
         size: int,
         deadline: float,
-        loop: asyncio.AbstractEventLoop,
+        future: asyncio.Future[bytes],
     ) -> None:
         self._name = name
         self.data = data
         self.size = size
         self.deadline = deadline
-        self.future: asyncio.Future[bytes] = loop.create_future()
+        self.future = future
         self.sent = 0.0
 
     def read(self, data: bytes, position: int) -> tuple[int, bool]:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeAlias
 
-from aiohttp_session._core import read_replies
+from aiohttp_session._core import FutureGroup, read_replies
 
 from ._redis_resp import ErrorReply, is_final, is_misplaced, missing, read_odd
 from .batch import Entry
@@ -76,6 +76,7 @@ class PipelinedConnection:
 
     def __init__(self, owner: Owner, connection: Any, client: Any) -> None:
         self._loop = loop = asyncio.get_running_loop()
+        self._futures = FutureGroup(loop)
         self._owner = owner
         self._connection = connection
         self._client = client
@@ -100,7 +101,7 @@ class PipelinedConnection:
             `UnsentError` as results; otherwise for a waiter, and the owner is asked to repeat what
             failed.
         """
-        future: asyncio.Future[Any] = asyncio.Future(loop=self._loop)
+        future = self._futures.create_future()
         if not self._unsent:
             self._used = self._loop.time()
             self._loop.call_soon(self._send)

@@ -129,7 +129,7 @@ class TrackedConnection(PipelinedConnection, Link):
             return super().submit(operation, is_batched=is_batched)
         unsent = self._unsent or self._begin()
         key, packed, _, fate = operation
-        future: asyncio.Future[Any] = asyncio.Future(loop=self._loop)
+        future = self._futures.create_future()
         self._pending.append((operation, future, 0, False, self._used))
         unsent.append(packed)
         if fate is READ:

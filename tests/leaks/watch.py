@@ -6,7 +6,9 @@ NAME, of all.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
 import gc
 import os
 import resource
@@ -32,7 +34,14 @@ def cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
     from cryptography.hazmat.primitives.hashes import SHA256
     from cryptography.hazmat.primitives.hmac import HMAC
 
-    from aiohttp_session import _cookies_c, _payload_c, _replies_c, _sealing_c, _session_c
+    from aiohttp_session import (
+        _cookies_c,
+        _futures_c,
+        _payload_c,
+        _replies_c,
+        _sealing_c,
+        _session_c,
+    )
 
     data = {"created": 10**9, "session": {"a": [1, 2.5, {"b": (None, "x" * 50)}], "c": "d"}}
     big = [2**70, float("nan")]
@@ -57,6 +66,27 @@ def cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
             session["b"], session["a"].append(1)
             session._needs_save()
 
+    @functools.cache
+    def runner() -> tuple[asyncio.AbstractEventLoop, _futures_c.FutureGroup]:
+        loop = asyncio.new_event_loop()
+        loop.set_exception_handler(lambda loop, context: None)
+        return loop, _futures_c.FutureGroup(loop)
+
+    async def wait(future: Any) -> None:
+        with contextlib.suppress(TypeError):
+            await future
+
+    def use_futures(end: Callable[[Any], object]) -> None:
+        loop, group = runner()
+        future = group.create_future()
+        tasks = [loop.create_task(wait(future)) for _ in range(2)]
+        future.add_done_callback(len)  # type: ignore[arg-type]  # raises TypeError
+        future.add_done_callback(repr)
+        future.remove_done_callback(repr)
+        loop.call_soon(end, future)
+        with contextlib.suppress(asyncio.CancelledError):
+            loop.run_until_complete(asyncio.gather(*tasks))
+
     def fernet_key(secret: bytes = bytes(range(32))) -> _sealing_c.FernetKey:
         cipher = Cipher(AES(secret[16:]), CBC(bytes(16)))
         return _sealing_c.FernetKey(HMAC(secret[:16], SHA256()), cipher)
@@ -73,6 +103,16 @@ def cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
             _cookies_c.find_strict,
             [("a=1; N=xyz", "N"), (r'N="\"\054\303"; a', "N"), ("N=1; N=2", "N"), ("é", "N")],
         ),
+        "Future": (
+            use_futures,
+            [
+                (lambda future: future.set_result(b"record"),),
+                (lambda future: future.set_result((b"record", b"7")),),
+                (lambda future: future.set_exception(TypeError()),),
+                (lambda future: future.cancel("over"),),
+            ],
+        ),
+        "write_command": (_replies_c.write_command, [(b"GET", b"key"), (b"GET", "key"), ()]),
         "quote": (_cookies_c.quote, [("plain",), ('{"a": 1, "b": ";"}',), ("é",)]),
         "seal_siv": (
             _sealing_c.seal_siv,

@@ -1,0 +1,6 @@
+import asyncio
+from typing import Any
+
+class FutureGroup:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None: ...
+    def create_future(self) -> asyncio.Future[Any]: ...
