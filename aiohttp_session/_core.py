@@ -15,10 +15,19 @@ import os
 import sys
 import warnings
 
-from . import _cookies_py, _futures_py, _payload_py, _replies_py, _sealing_py, _session_py
+from . import (
+    _cookies_py,
+    _futures_py,
+    _payload_py,
+    _records_py,
+    _replies_py,
+    _sealing_py,
+    _session_py,
+)
 from ._cookies_py import *  # noqa: F403
 from ._futures_py import *  # noqa: F403
 from ._payload_py import *  # noqa: F403
+from ._records_py import *  # noqa: F403
 from ._replies_py import *  # noqa: F403
 from ._sealing_py import *  # noqa: F403
 from ._session_py import *  # noqa: F403
@@ -31,6 +40,7 @@ TWINS = {
     "_cookies_c": _cookies_py,
     "_futures_c": _futures_py,
     "_payload_c": _payload_py,
+    "_records_c": _records_py,
     "_replies_c": _replies_py,
     "_sealing_c": _sealing_py,
     "_session_c": _session_py,

@@ -18,7 +18,8 @@ from redis.asyncio.sentinel import Sentinel
 
 from aiohttp_session import Session
 from aiohttp_session.redis_storage import RedisStorage
-from aiohttp_session.stores import _redis_tracking, kept_records
+from aiohttp_session.stores import _redis_tracking
+from aiohttp_session.stores.kept_records import KeptRecords
 from benchmarks.servers import HOST
 from tests.contract import Browser
 from tests.waiting import PATIENCE
@@ -42,8 +43,8 @@ class Process:
         self._near: Any = self._storage.store
         self._reading: dict[str, asyncio.Task[Any]] = {}
         self._ahead = 0.0
-        for module in (kept_records, _redis_tracking):
-            module.monotonic = lambda: time.monotonic() + self._ahead  # type: ignore[attr-defined]
+        for name in (KeptRecords.__module__, _redis_tracking.__name__):
+            sys.modules[name].monotonic = lambda: time.monotonic() + self._ahead  # type: ignore[attr-defined]
 
     async def log_in(self, user: str) -> str | None:
         """Begin a session, and return its id."""

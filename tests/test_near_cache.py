@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -25,7 +26,7 @@ from redis.exceptions import ResponseError
 from valkey.asyncio import ValkeyCluster
 
 from aiohttp_session.redis_storage import RedisStorage
-from aiohttp_session.stores import _redis_tracking, kept_records
+from aiohttp_session.stores import _redis_tracking
 from aiohttp_session.stores._redis_pipeline import WRITE, PipelinedConnection
 from aiohttp_session.stores.kept_records import KeptRecords, Link
 from aiohttp_session.stores.memory import MemoryStore
@@ -51,8 +52,8 @@ class Clock:
 @pytest.fixture
 def monotonic(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(kept_records, "monotonic", clock)
-    monkeypatch.setattr(_redis_tracking, "monotonic", clock)
+    for module in (sys.modules[KeptRecords.__module__], _redis_tracking):
+        monkeypatch.setattr(module, "monotonic", clock)
     return clock
 
 

@@ -30,6 +30,8 @@ from aiohttp_session import (
     _futures_py,
     _payload_c,
     _payload_py,
+    _records_c,
+    _records_py,
     _replies_c,
     _replies_py,
     _sealing_c,
@@ -46,6 +48,7 @@ MODULES: list[tuple[Any, Any]] = [
     (_cookies_c, _cookies_py),
     (_futures_c, _futures_py),
     (_payload_c, _payload_py),
+    (_records_c, _records_py),
     (_replies_c, _replies_py),
     (_sealing_c, _sealing_py),
     (_session_c, _session_py),
@@ -787,3 +790,51 @@ def test_replies_of_other_types(data: Any) -> None:
     for name in ("read_values", "read_replies"):
         same(_replies_c, _replies_py, name, data, 0)
         same(_replies_c, _replies_py, name, b"VALUE k 0 1 7\r\na\r\n", True)
+
+
+# Kept records
+
+RECORD_STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            [
+                *("get", "get", "ask", "ask", "ask_behind", "keep", "keep", "keep"),
+                *("drop", "forget", "forget_link", "begin_change", "end_change"),
+            ]
+        ),
+        st.sampled_from("abcdef"),
+        st.sampled_from([None, b"", b"x" * 9, b"x" * 30, b"x" * (_records_py.MAX_SIZE + 1)]),
+        st.integers(0, 1),
+    ),
+    max_size=60,
+)
+
+
+def keep_records(
+    module: Any, steps: list[tuple[str, str, bytes | None, int]], links: list[_records_py.Link]
+) -> list[object]:
+    """Do what is told, and list what comes of it."""
+    records = module.KeptRecords(4, 60)
+    tokens: dict[str, Any] = {}
+    seen: list[object] = []
+    for step, key, payload, number in steps:
+        if step in {"ask", "ask_behind"}:
+            token = getattr(records, step)(key)
+            seen.append((token, token is tokens.get(key)))
+            tokens[key] = tokens.get(key) if token is None else token
+        elif step == "keep":
+            records.keep(tokens.get(key) or [key], payload, links[number])
+        elif step == "forget_link":
+            records.forget_link(links[number])
+        elif step != "end_change" or key in records._changing:
+            seen.append(getattr(records, step)(key))
+        seen.append((records.bytes, records.hits, records.misses, [*records.by_key.items()]))
+        seen.append((dict(records._tokens), dict(records._changing)))
+    return seen
+
+
+@given(RECORD_STEPS)
+def test_kept_records(steps: list[tuple[str, str, bytes | None, int]]) -> None:
+    links = [_records_py.Link(), _records_py.Link()]
+    links[0].until = math.inf  # the other is not to be relied upon
+    assert keep_records(_records_c, steps, links) == keep_records(_records_py, steps, links)

@@ -78,17 +78,19 @@ class NearCache(Store):
 
     # Whoever does these forgets what was kept: it knows in which order they and the answers come.
 
-    def create(self, key: str, *arguments: Any) -> Coroutine[Any, Any, None]:
+    def create(self, key: str, payload: bytes, ttl: int | None) -> Coroutine[Any, Any, None]:
         """Store a record under a key, whether or not there is one."""
-        return self.store.create(key, *arguments)
+        return self.store.create(key, payload, ttl)
 
-    def update(self, key: str, *arguments: Any) -> Coroutine[Any, Any, bool]:
+    def update(self, key: str, payload: bytes, ttl: int | None) -> Coroutine[Any, Any, bool]:
         """Replace a record; return False if there is none."""
-        return self.store.update(key, *arguments)
+        return self.store.update(key, payload, ttl)
 
-    def swap(self, key: str, *arguments: Any) -> Coroutine[Any, Any, bool]:
+    def swap(
+        self, key: str, expected: bytes | None, payload: bytes, ttl: int | None
+    ) -> Coroutine[Any, Any, bool]:
         """Replace a record if the store's still is the expected one; return whether it was."""
-        return self.store.swap(key, *arguments)
+        return self.store.swap(key, expected, payload, ttl)
 
     def delete(self, key: str) -> Coroutine[Any, Any, None]:
         """Delete a record."""

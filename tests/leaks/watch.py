@@ -38,6 +38,8 @@ def cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
         _cookies_c,
         _futures_c,
         _payload_c,
+        _records_c,
+        _records_py,
         _replies_c,
         _sealing_c,
         _session_c,
@@ -65,6 +67,16 @@ def cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
         if session is not None:
             session["b"], session["a"].append(1)
             session._needs_save()
+
+    kept, link = _records_c.KeptRecords(2, 60), _records_py.Link()
+    link.until = float("inf")
+
+    def keep(key: str, payload: bytes | None) -> None:
+        kept.keep(kept.ask(key) or [key], payload, link)
+        kept.keep(kept.ask_behind(key) or [key], payload, link)
+        kept.get("a"), kept.get("b")
+        kept.begin_change("c")
+        kept.end_change("c")
 
     @functools.cache
     def runner() -> tuple[asyncio.AbstractEventLoop, _futures_c.FutureGroup]:
@@ -113,6 +125,7 @@ def cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
             ],
         ),
         "write_command": (_replies_c.write_command, [(b"GET", b"key"), (b"GET", "key"), ()]),
+        "KeptRecords": (keep, [("a", b"x"), ("b", b""), ("a", bytes(99))]),
         "quote": (_cookies_c.quote, [("plain",), ('{"a": 1, "b": ";"}',), ("é",)]),
         "seal_siv": (
             _sealing_c.seal_siv,
