@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, final
 from weakref import ref
 
 __all__ = ("FutureGroup",)
 
 
+@final
 class FutureGroup:
-    """Makes futures of an event loop whose waiters may be woken together.
+    """Makes futures of an event loop, as its own ``create_future()`` does.
 
-    They are like `asyncio.Future`, but one that has an exception which nobody asks for is not
-    reported. The compiled ones that are done in one turn of the loop share one callback there,
-    where each of asyncio's has its own, which takes longer than all else that it does.
+    The compiled ones that are done in one turn of the loop share a callback there; with asyncio's
+    each has one, which takes a tenth of a request's time. And the compiled ones don't report an
+    exception that nobody asked for.
 
-    :param loop: is not kept alive by the group.
+    :param loop: is not kept alive.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:

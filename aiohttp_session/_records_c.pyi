@@ -1,8 +1,10 @@
 import builtins
 from collections import OrderedDict
+from typing import final
 
 from ._records_py import Link, Token
 
+@final
 class KeptRecords:
     by_key: OrderedDict[str, tuple[builtins.bytes, Link]]
     bytes: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from time import monotonic
-from typing import TypeAlias
+from typing import TypeAlias, final
 
 __all__ = ("KeptRecords",)
 
@@ -21,6 +21,7 @@ class Link:
     """When it is not to be relied upon any more (monotonic time), unless it shows life before."""
 
 
+@final
 class KeptRecords:
     """The records that one event loop keeps, the least recently used first.
 

@@ -27,6 +27,7 @@ cdef extern from "Python.h":
     void PyErr_SetObject(object kind, object value)
 
 
+@cython.final
 cdef class FutureGroup:
     cdef object _loop  # a weak reference
     cdef list _calls  # to be made in the loop's next turn: a callback, its context and its future
@@ -39,7 +40,7 @@ cdef class FutureGroup:
 
     def create_future(self):
         """Make a future."""
-        cdef Future future = Future.__new__(Future)
+        cdef _Future future = _Future.__new__(_Future)
         future._group = self
         return future
 
@@ -75,9 +76,10 @@ cdef enum State:
     FINISHED
 
 
+@cython.final
 @cython.auto_pickle(False)
 @cython.freelist(256)
-cdef class Future:
+cdef class _Future:
     """A future of a `FutureGroup`: does what `asyncio.Future` does."""
 
     cdef public object _asyncio_future_blocking  # by which tasks know that it is one
@@ -200,7 +202,7 @@ cdef class Future:
 
 
 cdef PyObject* _next(PyObject* self) noexcept:
-    cdef Future future = <Future>self
+    cdef _Future future = <_Future>self
     if future._state != FINISHED or future._exception is not None:
         return _general_next(self)
     result = future._result
@@ -210,4 +212,4 @@ cdef PyObject* _next(PyObject* self) noexcept:
     return NULL
 
 
-cdef iternextfunc _general_next = replace_next(<PyTypeObject*>Future, &_next)
+cdef iternextfunc _general_next = replace_next(<PyTypeObject*>_Future, &_next)

@@ -5,6 +5,7 @@
 from collections import OrderedDict
 from time import monotonic
 
+cimport cython
 from cpython.dict cimport PyDict_GetItemWithError
 from cpython.object cimport PyObject
 
@@ -13,6 +14,7 @@ from . import _records_py
 cdef Py_ssize_t MAX_SIZE = _records_py.MAX_SIZE
 
 
+@cython.final
 cdef class KeptRecords:
     cdef readonly object by_key  # in the order of their use: an OrderedDict
     cdef readonly Py_ssize_t bytes, hits, misses
