@@ -113,32 +113,33 @@ class ServerStorage(OwnedSessions):
         """Store the session and set its cookie; delete both if the session is empty."""
         if session.empty and session.new and not self._has_cookie(request, response):
             return
-        if await self._store(self._decide(session), session):
+        if await self._store(session):
             identity = "" if session.empty else str(session.identity)
             self.save_cookie(response, identity, max_age=self._time_left(session))
         elif session._changed:
             # Its cookie stays as it is: it may lead to the session's new id by now.
             _warn_of_changes_dropped()
 
-    def _store(self, save: Save, session: Session) -> Coroutine[Any, Any, bool]:
-        """Make the store agree with a session; return False if that was ended meanwhile."""
-        record = session._record or b""
-        if session._owner is None and session._listed is None:
-            return save(session, record)
-        return self._save_listed(save, session, record)
+    def _store(self, session: Session) -> Coroutine[Any, Any, bool]:
+        """Make the store agree with a session, by one of the operations in the class's docstring.
 
-    def _decide(self, session: Session) -> Save:
-        """Choose the operation that saves a session: the table in the class's docstring."""
-        has_record = session._record is not None
-        if has_record and not session._renew and self._on_conflict == "merge":
-            return self._merge if session._changed or session.empty else self._touch
-        if session.empty:
-            return self._end
-        if not has_record:
-            return self._create
-        if session._renew:
-            return self._move
-        return self._update if session._changed else self._touch
+        :return: False if the session was ended meanwhile.
+        """
+        record = session._record
+        save: Save
+        if record is not None and not session._renew and self._on_conflict == "merge":
+            save = self._merge if session._changed or session.empty else self._touch
+        elif session.empty:
+            save = self._end
+        elif record is None:
+            save = self._create
+        elif session._renew:
+            save = self._move
+        else:
+            save = self._update if session._changed else self._touch
+        if session._owner is None and session._listed is None:
+            return save(session, record or b"")
+        return self._save_listed(save, session, record or b"")
 
     # Each takes a session and its record as it was loaded, b"" if there was none, and returns False
     # if the session was ended meanwhile.
@@ -298,7 +299,7 @@ class ServerStorage(OwnedSessions):
 
     async def _save_late(self, session: Session) -> None:
         if session._record is None:
-            await self._store(self._end, session)
+            await self._save_listed(self._end, session, b"")
             if not session.empty:
                 await super()._save_late(session)
             return
@@ -308,7 +309,7 @@ class ServerStorage(OwnedSessions):
                 "the headers with the cookie are sent"
             )
             session._renew = False
-        if not await self._store(self._decide(session), session) and session._changed:
+        if not await self._store(session) and session._changed:
             _warn_of_changes_dropped()
 
     def _replace_session(

@@ -65,7 +65,9 @@ def test_a_save_is_one_of_six_operations(
     session._record = b"record" if has_record else None
     session._renew, session._changed = moves, changed
     storage = MemoryStorage(on_conflict="merge" if merges else "overwrite")
-    assert [storage._decide(session).__name__] == [f"_{operation}" for operation in expected]
+    saving: Any = storage._store(session)
+    saving.close()
+    assert [saving.__name__] == [f"_{operation}" for operation in expected]
 
 
 class Unsettled(MemoryStore):

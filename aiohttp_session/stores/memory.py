@@ -5,8 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
+from typing import TypeAlias
 
 from . import Store
+
+_Record: TypeAlias = tuple[bytes, "float | None"]  # and the Unix time at which it expires
 
 
 class MemoryStore(Store):
@@ -22,7 +25,7 @@ class MemoryStore(Store):
         self._max_records = max_records
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._records: OrderedDict[str, tuple[bytes, float | None]] = OrderedDict()
+        self._records: OrderedDict[str, _Record] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -42,7 +45,8 @@ class MemoryStore(Store):
         record = self._records.get(key)
         if record is None or (record[1] is not None and time.time() >= record[1]):
             with self._lock:
-                return self._find(key)
+                record = self._find(key)
+            return None if record is None else record[0]
         try:  # noqa: SIM105 - to suppress it takes longer than the lock
             self._records.move_to_end(key)
         except KeyError:  # another thread has deleted it just now
@@ -55,22 +59,24 @@ class MemoryStore(Store):
         :raises ValueError: if it alone is more than `max_bytes`, as for `update` and `swap`.
         """
         with self._lock:
-            self._put(key, payload, ttl)
+            self._put(key, payload, ttl, self._records.get(key))
 
     async def update(self, key: str, payload: bytes, ttl: int | None) -> bool:
         """Replace a record; return False if there is none."""
         with self._lock:
-            if self._find(key) is None:
+            old = self._find(key)
+            if old is None:
                 return False
-            self._put(key, payload, ttl)
+            self._put(key, payload, ttl, old)
             return True
 
     async def swap(self, key: str, expected: bytes | None, payload: bytes, ttl: int | None) -> bool:
         """Replace a record if it still is the expected one."""
         with self._lock:
-            if self._find(key) != expected:
+            old = self._find(key)
+            if (None if old is None else old[0]) != expected:
                 return False
-            self._put(key, payload, ttl)
+            self._put(key, payload, ttl, old)
             return True
 
     async def delete(self, key: str) -> None:
@@ -78,21 +84,17 @@ class MemoryStore(Store):
         with self._lock:
             self._drop(key)
 
-    def _find(self, key: str) -> bytes | None:
+    def _find(self, key: str) -> _Record | None:
         record = self._records.get(key)
-        if record is None:
-            return None
-        payload, expires = record
-        if expires is not None and time.time() >= expires:
+        if record is not None and record[1] is not None and time.time() >= record[1]:
             self._drop(key)
             return None
-        return payload
+        return record
 
-    def _put(self, key: str, payload: bytes, ttl: int | None) -> None:
+    def _put(self, key: str, payload: bytes, ttl: int | None, old: _Record | None) -> None:
         size = len(key) + len(payload)
         if size > self._max_bytes:
             raise ValueError(f"A record of {size} bytes is more than max_bytes={self._max_bytes}")
-        old = self._records.get(key)
         self._bytes += size if old is None else len(payload) - len(old[0])
         record = self._records[key] = payload, None if ttl is None else time.time() + ttl
         self._records.move_to_end(key)
