@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import warnings
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
@@ -62,15 +62,6 @@ _NOT_SET_UP = (
     "aiohttp_session.setup(app, storage)"
 )
 
-
-class _Nothing:
-    """What can be awaited any number of times, and does nothing."""
-
-    # Not a coroutine: all requests pass by it, and it takes a third of one's time.
-    __await__ = ().__iter__
-
-
-_NOTHING = cast("Awaitable[None]", _Nothing())
 _late_saves: set[asyncio.Future[None]] = set()
 
 
@@ -163,11 +154,17 @@ def setup(app: web.Application, storage: AbstractStorage, *, name: str | None = 
     app.middlewares.append(middleware)
     session_key, storage_key = _keys(name)
 
-    def before_headers(request: web.Request, response: web.StreamResponse) -> Awaitable[None]:
+    async def save_before_headers(request: web.Request, response: web.StreamResponse) -> None:
         # A web.Response was saved by the middleware, or is none of a handler's (error 500).
         if isinstance(response, web.Response) or request.get(storage_key) is not storage:
-            return _NOTHING
-        return _save_before_headers(storage, request.get(session_key), request, response)
+            return
+        if (session := _unsaved(request.get(session_key))) is not None:
+            with unavailable.noted():
+                await storage.save_session(request, response, session)
+            if isinstance(session, Session):
+                session._was_saved()
+            _refresh_header(response, storage.cookie_name)
+        request[_STARTED_KEY] = True
 
     async def finish(app: web.Application) -> None:
         loop = asyncio.get_running_loop()
@@ -176,7 +173,7 @@ def setup(app: web.Application, storage: AbstractStorage, *, name: str | None = 
         if isinstance(storage, ServerStorage):
             await storage.finish()
 
-    app.on_response_prepare.append(before_headers)
+    app.on_response_prepare.append(save_before_headers)
     app.on_cleanup.insert(0, finish)  # before the application closes its client
 
 
@@ -204,18 +201,6 @@ def installed(app: web.Application) -> Iterator[tuple[str | None, AbstractStorag
     """List the names and storages of an application's sessions, in the order of their set-up."""
     for middleware in app.middlewares:
         yield from getattr(middleware, "aiohttp_sessions", ())
-
-
-async def _save_before_headers(
-    storage: AbstractStorage, session: Any, request: web.Request, response: web.StreamResponse
-) -> None:
-    if (session := _unsaved(session)) is not None:
-        with unavailable.noted():
-            await storage.save_session(request, response, session)
-        if isinstance(session, Session):
-            session._was_saved()
-        _refresh_header(response, storage.cookie_name)
-    request[_STARTED_KEY] = True
 
 
 def _refresh_header(response: web.StreamResponse, cookie_name: str) -> None:
@@ -313,10 +298,14 @@ def _save(
         if streams and (failed or not plain) and _STARTED_KEY in request:
             return _save_late(storage, session)
         if not plain:
-            return _NOTHING
+            return _nothing()
     if response.prepared:
         raise RuntimeError("Cannot save session data into prepared response")
     return storage.save_session(request, response, session)
+
+
+async def _nothing() -> None:
+    """Do nothing."""
 
 
 async def _save_late(storage: AbstractStorage, session: object) -> None:
