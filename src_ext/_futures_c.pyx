@@ -3,7 +3,7 @@
 """Futures for what many requests wait for at a time, compiled: one callback of the loop for all."""
 
 from asyncio import CancelledError, InvalidStateError
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from weakref import ref
 
 cimport cython
@@ -30,12 +30,14 @@ cdef extern from "Python.h":
 @cython.final
 cdef class FutureGroup:
     cdef object _loop  # a weak reference
+    cdef object _context  # an empty one, or the loop would copy one each time
     cdef list _calls  # to be made in the loop's next turn: a callback, its context and its future
 
     __doc__ = _futures_py.FutureGroup.__doc__
 
     def __init__(self, loop):
         self._loop = ref(loop)
+        self._context = Context()
         self._calls = []
 
     def create_future(self):
@@ -46,7 +48,7 @@ cdef class FutureGroup:
 
     cdef _call_soon(self, callback, context, future):
         if not self._calls:
-            self._loop().call_soon(self._call)
+            self._loop().call_soon(self._call, context=self._context)
         self._calls.append((callback, context, future))
 
     def _call(self):

@@ -31,7 +31,7 @@ class Loop:
     def __init__(self) -> None:
         self._calls: list[Callable[[], object]] = []
 
-    def call_soon(self, call: Callable[[], object]) -> None:
+    def call_soon(self, call: Callable[[], object], *, context: object) -> None:
         self._calls.append(call)
 
     def call_exception_handler(self, context: dict[str, object]) -> None:
