@@ -17,10 +17,11 @@ cdef Py_ssize_t MAX_SIZE = _records_py.MAX_SIZE
 @cython.final
 cdef class KeptRecords:
     cdef readonly object by_key  # in the order of their use: an OrderedDict
-    cdef readonly Py_ssize_t bytes, hits, misses
+    cdef public Py_ssize_t bytes
+    cdef readonly Py_ssize_t hits, misses
     cdef readonly dict _tokens, _changing
     cdef Py_ssize_t _max_records, _max_bytes
-    cdef object _move_to_end, _pop  # of by_key, which take half of their time to be looked up
+    cdef object _move_to_end, _pop  # by_key's own
     cdef object __weakref__
 
     __doc__ = _records_py.KeptRecords.__doc__
@@ -89,30 +90,10 @@ cdef class KeptRecords:
         """Drop a record that was changed before any answer that is due was given."""
         self._drop(key)
 
-    def forget_link(self, link):
-        """Drop all that came by a connection, and keep no answer that is due."""
-        self._tokens.clear()
-        gone = [key for key, (_, other) in self.by_key.items() if other is link]
-        if len(gone) == len(self.by_key):
-            self.by_key.clear()
-            self.bytes = 0
-            return
-        for key in gone:
-            self._drop(key)
-
-    def begin_change(self, key):
-        """Drop a record that is about to be changed by another way than the answers come by.
-
-        None is kept until that is over, as it may overtake them.
-        """
-        self.forget(key)
-        self._changing[key] = self._changing.get(key, 0) + 1
-
-    def end_change(self, key):
-        """Take down that a change has been done, or has failed."""
-        left = self._changing.pop(key) - 1
-        if left:
-            self._changing[key] = left
+    # What is seldom done.
+    forget_link = _records_py.KeptRecords.forget_link
+    begin_change = _records_py.KeptRecords.begin_change
+    end_change = _records_py.KeptRecords.end_change
 
     cdef _drop(self, key):
         kept = self._pop(key, None)

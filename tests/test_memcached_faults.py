@@ -17,6 +17,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from pytest_aiohttp.plugin import AiohttpClient
 
 from aiohttp_session import get_session, session_middleware, setup
+from aiohttp_session._core import FutureGroup
 from aiohttp_session.memcached_storage import MemcachedStorage
 from aiohttp_session.stores._memcached_connection import Connection
 from aiohttp_session.stores._memcached_protocol import Command
@@ -258,7 +259,7 @@ async def test_connection_that_is_made_after_it_was_given_up_sends_nothing(proxy
     loop = asyncio.get_running_loop()
     connection = Connection([], 5, lambda command, error: command.settle(error))
     connection.opening = loop.create_task(asyncio.sleep(0))
-    command = Command(b"delete", b"delete k\r\n", 0, loop.time() + 5, loop.create_future())
+    command = Command(b"delete", b"delete k\r\n", 0, loop.time() + 5, FutureGroup(loop))
     connection.send([command], loop.time())
     connection.fail(TimeoutError("too late"))
     with pytest.raises(TimeoutError, match="too late"):

@@ -100,9 +100,7 @@ class Client:
         """Store a record if there is none; return the reply."""
         size = len(payload)
         data = b"add %b 0 %d %d\r\n%b\r\n" % (key, expires, size, payload)
-        return self._submit(
-            Command(b"add", data, size, deadline, self._futures.create_future())
-        ).future
+        return self._submit(Command(b"add", data, size, deadline, self._futures)).future
 
     def cas(
         self, key: bytes, payload: bytes, expires: int, deadline: float, token: bytes
@@ -110,16 +108,12 @@ class Client:
         """Replace the version of a record that a token tells; return the reply."""
         size = len(payload)
         data = b"cas %b 0 %d %d %b\r\n%b\r\n" % (key, expires, size, token, payload)
-        return self._submit(
-            Command(b"cas", data, size, deadline, self._futures.create_future())
-        ).future
+        return self._submit(Command(b"cas", data, size, deadline, self._futures)).future
 
     def delete(self, key: bytes, deadline: float) -> asyncio.Future[bytes]:
         """Delete a record; return the reply."""
         data = b"delete %b\r\n" % key
-        return self._submit(
-            Command(b"delete", data, 0, deadline, self._futures.create_future())
-        ).future
+        return self._submit(Command(b"delete", data, 0, deadline, self._futures)).future
 
     async def finish(self) -> None:
         """Wait until nothing is under way, for as long as a command may take; then close."""
@@ -131,9 +125,7 @@ class Client:
             last = []
             for connection in self._connections:
                 if connection.awaited:
-                    command = Command(
-                        b"version", b"version\r\n", 0, deadline, self._futures.create_future()
-                    )
+                    command = Command(b"version", b"version\r\n", 0, deadline, self._futures)
                     connection.send([command], loop.time())
                     last.append(command.future)
             if not last:

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from aiomcache import ClientException
 
-from aiohttp_session._core import quote, read_values
+from aiohttp_session._core import FutureGroup, quote, read_values
 
 from .batch import _duplicate
 
@@ -171,13 +171,13 @@ class Command:
         data: bytes,
         size: int,
         deadline: float,
-        future: asyncio.Future[bytes],
+        futures: FutureGroup,
     ) -> None:
         self._name = name
         self.data = data
         self.size = size
         self.deadline = deadline
-        self.future = future
+        self.future: asyncio.Future[bytes] = futures.create_future()
         self.sent = 0.0
 
     def read(self, data: bytes, position: int) -> tuple[int, bool]:
