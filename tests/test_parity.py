@@ -804,7 +804,7 @@ RECORD_STEPS = st.lists(
         ),
         st.sampled_from("abcdef"),
         st.sampled_from([None, b"", b"x" * 9, b"x" * 30, b"x" * (_records_py.MAX_SIZE + 1)]),
-        st.integers(0, 1),
+        st.integers(0, 3),
     ),
     max_size=60,
 )
@@ -815,17 +815,18 @@ def keep_records(
 ) -> list[object]:
     """Do what is told, and list what comes of it."""
     records = module.KeptRecords(4, 60)
-    tokens: dict[str, Any] = {}
+    tokens: dict[str, list[Any]] = {key: [[key]] for key in "abcdef"}
     seen: list[object] = []
     for step, key, payload, number in steps:
         if step in {"ask", "ask_behind"}:
             token = getattr(records, step)(key)
-            seen.append((token, token is tokens.get(key)))
-            tokens[key] = tokens.get(key) if token is None else token
+            seen.append((token, token is tokens[key][-1]))
+            tokens[key] += [] if token is None else [token]
         elif step == "keep":
-            records.keep(tokens.get(key) or [key], payload, links[number])
+            # Also by a token that is worth nothing any more.
+            records.keep(tokens[key][-1 - number % len(tokens[key])], payload, links[number % 2])
         elif step == "forget_link":
-            records.forget_link(links[number])
+            records.forget_link(links[number % 2])
         elif step != "end_change" or key in records._changing:
             seen.append(getattr(records, step)(key))
         seen.append((records.bytes, records.hits, records.misses, [*records.by_key.items()]))
