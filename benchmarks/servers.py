@@ -148,7 +148,9 @@ def _run(program: str, package: str, arguments: list[str], port: int) -> Iterato
 def _wait_for(process: subprocess.Popen[bytes], port: int, program: str) -> None:
     deadline = time.monotonic() + _PATIENCE
     while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection((HOST, port), 1):
-            return
+        with contextlib.suppress(OSError), socket.create_connection((HOST, port), 1) as connection:
+            connection.sendall(b"PING\r\n")  # to which memcached answers as well: ERROR
+            if connection.recv(1):
+                return  # all its sockets listen now: a connection alone may come before that
         time.sleep(0.01)
     raise RuntimeError(f"{program} did not start on port {port}")
