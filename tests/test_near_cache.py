@@ -384,14 +384,14 @@ async def test_an_answer_that_a_change_beside_it_overtakes_is_not_kept(
     await there.near.create("k", b"1", 60)
     await here.settle()
     line = here.line
-    line._writer.transport.pause_reading()
+    line._transport.pause_reading()
     reading = asyncio.ensure_future(here.near.read("k"))
     await turns()
     assert await here.near.update("k", large, 60)  # by another connection, as it is large
     line._hand_out(b"$1\r\n1\r\n")  # and that it was changed isn't yet in
     assert await reading == b"1"
     assert await here.near.read("k") == large
-    line._writer.transport.abort()
+    line._transport.abort()
 
 
 async def test_an_answer_that_a_change_on_a_connection_that_is_left_overtakes_is_not_kept(
@@ -518,7 +518,7 @@ async def test_with_its_connection_all_is_gone(
     elif how == "killed":
         await there.client.execute_command("CLIENT", "KILL", "TYPE", "normal")
     else:
-        line._writer.transport.abort()
+        line._transport.abort()
     await asyncio.wait([line._task])
     assert here.near.near_cache_info()[:2] == (0, 0)
     assert not await here.is_hit("k", b"1")

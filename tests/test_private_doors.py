@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import re
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from redis.asyncio.connection import Connection
 
 import aiohttp_session
 from aiohttp_session import _set_cookie, middleware
+from aiohttp_session.stores._redis_client import is_pipelined
 from aiohttp_session.stores.memcached import MemcachedStore
 from aiohttp_session.stores.redis import RedisStore
 from benchmarks.servers import HOST
@@ -49,7 +51,7 @@ DOORS = {
     "stores/_redis_fence.py": {"connection._writer": "redis-py, valkey"},
     "stores/_redis_pipeline.py": {
         "connection._writer": "redis-py, valkey",
-        "self._connection._reader": "redis-py, valkey",
+        "connection._reader": "redis-py, valkey",
         "self._connection._parser": "redis-py, valkey",
     },
     "stores/memcached.py": {
@@ -326,6 +328,21 @@ async def test_redis_is_used_by_its_connections_methods(
     assert not any(seen)
     assert len([r for r in caplog.records if "own methods" in r.getMessage()]) == 1
     await store.finish()
+    await client.aclose()
+
+
+async def test_a_connection_that_somebody_else_listens_to_is_not_pipelined(
+    redis_server: Any,
+) -> None:
+    client = Redis(host=HOST, port=redis_server.port)
+    connection = await client.connection_pool.get_connection()
+    assert is_pipelined(connection)
+    transport = connection._writer.transport
+    stream = transport.get_protocol()
+    transport.set_protocol(asyncio.Protocol())
+    assert not is_pipelined(connection)
+    transport.set_protocol(stream)
+    await client.connection_pool.release(connection)
     await client.aclose()
 
 

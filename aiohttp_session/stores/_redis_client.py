@@ -89,9 +89,11 @@ def log_once(text: str) -> None:
 
 def is_pipelined(connection: Any) -> bool:
     """Tell whether a connection can be written to and read without its own methods."""
+    writer = getattr(connection, "_writer", None)
     return (
         _is_below(type(connection))
-        and isinstance(getattr(connection, "_writer", None), asyncio.StreamWriter)
+        and isinstance(writer, asyncio.StreamWriter)
+        and isinstance(writer.transport.get_protocol(), asyncio.StreamReaderProtocol)
         and isinstance(getattr(connection, "_reader", None), asyncio.StreamReader)
         and callable(getattr(getattr(connection, "_parser", None), "parse_error", None))
     )

@@ -92,6 +92,8 @@ class TrackedConnection(PipelinedConnection, Link):
     It does so from `start` on, and is not given back to the client then, but closed.
     """
 
+    _PROMPT = 2  # an operation that writes has a read behind it
+
     def __init__(
         self,
         owner: Owner,
@@ -127,23 +129,27 @@ class TrackedConnection(PipelinedConnection, Link):
         """Write an operation; what it reads or writes is kept."""
         if not self._is_started:
             return super().submit(operation, is_batched=is_batched)
-        unsent = self._unsent or self._begin()
+        is_first = not self._unsent
+        if is_first:
+            self._begin()
         key, packed, _, fate = operation
         future = self._futures.create_future()
         self._pending.append((operation, future, 0, False, self._used))
-        unsent.append(packed)
+        self._unsent.append(packed)
         if fate is READ:
             self._tokens.append(self._records.ask(key))
-            return future
-        self._tokens.append(None)
-        if packed.startswith(_DELETION):
-            self._records.forget(key)
-        elif (token := self._records.ask_behind(key)) is not None:
-            # Redis forgets that we know a key when we write it. For a few bytes more, the next
-            # read need not ask.
-            unsent.append(write_command(b"GET", key.encode()))
-            self._pending.append(self._behind)
-            self._tokens.append(token)
+        else:
+            self._tokens.append(None)
+            if packed.startswith(_DELETION):
+                self._records.forget(key)
+            elif (token := self._records.ask_behind(key)) is not None:
+                # Redis forgets that we know a key when we write it. For a few bytes more, the next
+                # read need not ask.
+                self._unsent.append(write_command(b"GET", key.encode()))
+                self._pending.append(self._behind)
+                self._tokens.append(token)
+        if is_first:
+            self._schedule()
         return future
 
     def leave(self) -> None:
@@ -157,13 +163,10 @@ class TrackedConnection(PipelinedConnection, Link):
                 self._tracking.note(entry)
         super().leave()
 
-    async def _read_replies(self) -> None:
-        try:
-            await super()._read_replies()
-        except Exception:
-            if self._is_started and not (self._is_tracking or self.is_closing):
-                self._tracking.note_lost()
-            raise
+    def _finish(self, *, is_lost: bool) -> None:
+        if is_lost and self._is_started and not (self._is_tracking or self.is_closing):
+            self._tracking.note_lost()
+        super()._finish(is_lost=is_lost)
 
     async def _end(self, *, is_clean: bool) -> None:
         await super()._end(is_clean=is_clean and not self._is_started)
@@ -178,16 +181,19 @@ class TrackedConnection(PipelinedConnection, Link):
 
     def _command(self, packed: bytes, take: Callable[[Any], object]) -> None:
         """Write a command of our own."""
-        (self._unsent or self._begin()).append(packed)
+        is_first = not self._unsent
+        if is_first:
+            self._begin()
+        self._unsent.append(packed)
         self._pending.append((_OWN, self._nobody, 0, True, self._used))
         self._tokens.append(take)
+        if is_first:
+            self._schedule()
 
-    def _begin(self) -> list[bytes]:
-        """Return where all goes that is written in this turn of the event loop."""
+    def _begin(self) -> None:
+        """Take down when it is that this turn's operations were written."""
         self._used = now = self._loop.time()
         self._behind = _BEHIND, self._nobody, 0, True, now
-        self._loop.call_soon(self._send)
-        return self._unsent
 
     def _confirm(self, reply: object) -> None:
         self._is_tracking = not self.is_closing
