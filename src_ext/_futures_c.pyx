@@ -2,7 +2,7 @@
 # cython: embedsignature=True, embedsignature.format=clinic
 """Futures for what many requests wait for at a time, compiled: one callback of the loop for all."""
 
-from asyncio import CancelledError, InvalidStateError
+from asyncio import CancelledError, InvalidStateError, current_task
 from contextvars import Context, copy_context
 from weakref import ref
 
@@ -31,7 +31,8 @@ cdef extern from "Python.h":
 cdef class FutureGroup:
     cdef object _loop  # a weak reference
     cdef object _context  # an empty one, or the loop would copy one each time
-    cdef list _calls  # to be made in the loop's next turn: a callback, its context and its future
+    cdef list _calls  # to be made: a callback, its context and its future
+    cdef bint _is_held  # by who makes them before long; else the loop does in its next turn
 
     __doc__ = _futures_py.FutureGroup.__doc__
 
@@ -46,8 +47,22 @@ cdef class FutureGroup:
         future._group = self
         return future
 
+    def hold(self):
+        """Have callbacks wait until `release`."""
+        self._is_held = True
+
+    def release(self):
+        """Make the calls that are due, now if nothing but the loop is running."""
+        self._is_held = False
+        if self._calls:
+            loop = self._loop()
+            if current_task(loop) is None:
+                self._call()
+            else:
+                loop.call_soon(self._call, context=self._context)
+
     cdef _call_soon(self, callback, context, future):
-        if not self._calls:
+        if not (self._calls or self._is_held):
             self._loop().call_soon(self._call, context=self._context)
         self._calls.append((callback, context, future))
 

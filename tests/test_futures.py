@@ -307,6 +307,104 @@ def test_what_ends_the_loop_leaves_the_other_callbacks_for_later(
     loop.close()
 
 
+async def turn(call: Callable[[], object]) -> None:
+    """Have the event loop call a function, and end that turn."""
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.call_soon(call)
+    loop.call_soon(ended.set)
+    await ended.wait()
+
+
+async def test_those_who_wait_go_on_when_a_group_is_released() -> None:
+    group = FutureGroup(asyncio.get_running_loop())
+    futures = [group.create_future() for _ in range(3)]
+    tasks = [asyncio.ensure_future(wait(future)) for future in futures]
+    await asyncio.sleep(0)
+    seen: list[list[bool]] = []
+
+    def done() -> list[bool]:
+        return [task.done() for task in tasks]
+
+    def answer() -> None:
+        group.hold()
+        for number, future in enumerate(futures):
+            future.set_result(number)
+        seen.append(done())
+        group.release()
+        seen.append(done())
+
+    await turn(answer)
+    assert seen[0] == [False] * 3
+    assert seen[1] == [type(futures[0]) is not asyncio.Future] * 3
+    assert await asyncio.gather(*tasks) == [0, 1, 2]
+
+
+async def test_a_group_that_is_released_by_a_task_lets_that_end_first() -> None:
+    """Python has one task at a time."""
+    group = FutureGroup(asyncio.get_running_loop())
+    future = group.create_future()
+    task = asyncio.ensure_future(wait(future))
+    await asyncio.sleep(0)
+    group.hold()
+    future.set_result(7)
+    group.release()
+    assert not task.done()
+    assert await task == 7
+
+
+async def test_what_was_done_before_a_group_was_held_comes_first() -> None:
+    group = FutureGroup(asyncio.get_running_loop())
+    seen: list[object] = []
+    futures = [group.create_future() for _ in range(4)]
+    for future in futures:
+        future.add_done_callback(seen.append)
+
+    def answer() -> None:
+        futures[0].set_result(None)
+        group.hold()
+        futures[1].set_result(None)
+        group.release()
+        futures[2].set_result(None)
+
+    await turn(answer)
+    futures[3].set_result(None)
+    await asyncio.sleep(0)
+    assert seen == futures
+    group.hold()
+    group.release()  # with nothing to be called
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_what_ends_the_loop_in_a_release_leaves_the_other_callbacks_for_later(
+    error: type[BaseException],
+) -> None:
+    loop = asyncio.new_event_loop()
+    group = FutureGroup(loop)
+    seen: list[object] = []
+
+    def end(_: object) -> None:
+        raise error
+
+    def answer() -> None:
+        group.hold()
+        try:
+            for future in futures:
+                future.set_result(None)
+        finally:
+            group.release()
+
+    futures = [group.create_future() for _ in range(2)]
+    futures[0].add_done_callback(end)
+    futures[1].add_done_callback(seen.append)
+    loop.call_soon(answer)
+    with pytest.raises(error):
+        loop.run_until_complete(asyncio.sleep(0))
+    loop.run_until_complete(asyncio.sleep(0))
+    assert seen == futures[1:]
+    loop.close()
+
+
 def test_a_group_does_not_keep_its_loop_alive() -> None:
     loop = asyncio.new_event_loop()
     group, gone = FutureGroup(loop), weakref.ref(loop)

@@ -257,7 +257,7 @@ async def test_connection_that_is_not_made_in_time_is_a_timeout(
 
 async def test_connection_that_is_made_after_it_was_given_up_sends_nothing(proxy: Proxy) -> None:
     loop = asyncio.get_running_loop()
-    connection = Connection([], 5, lambda command, error: command.settle(error))
+    connection = Connection([], 5, FutureGroup(loop), lambda command, error: command.settle(error))
     connection.opening = loop.create_task(asyncio.sleep(0))
     command = Command(b"delete", b"delete k\r\n", 0, loop.time() + 5, FutureGroup(loop))
     connection.send([command], loop.time())

@@ -334,7 +334,7 @@ async def test_redis_is_used_by_its_connections_methods(
 async def test_a_connection_that_somebody_else_listens_to_is_not_pipelined(
     redis_server: Any,
 ) -> None:
-    client = Redis(host=HOST, port=redis_server.port)
+    client: Any = Redis(host=HOST, port=redis_server.port)
     connection = await client.connection_pool.get_connection()
     assert is_pipelined(connection)
     transport = connection._writer.transport

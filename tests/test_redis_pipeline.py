@@ -120,7 +120,7 @@ async def test_what_comes_in_one_turn_is_written_together(pipeline: PipelinedCon
     # So many may come in the next turn too.
     first, second = pipeline.submit(get("k")), pipeline.submit(get("k"))
     assert len(written(pipeline)) == 1
-    assert await asyncio.gather(first, second) == [b"2", b"2"]
+    assert [await first, await second] == [b"2", b"2"]
 
 
 async def test_while_replies_are_due_what_comes_in_one_turn_is_written_together(

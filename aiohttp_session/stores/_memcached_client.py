@@ -195,7 +195,7 @@ class Client:
         usable = [connection for connection in self._connections if connection.is_usable]
         if len(usable) >= self._max_connections:
             return min(usable, key=lambda each: (not each.is_prompt(now), each.backlog))
-        connection = Connection(self._connections, self._timeout, self._fail_command)
+        connection = Connection(self._connections, self._timeout, self._futures, self._fail_command)
         connection.opening = loop.create_task(self._open(connection, loop))
         return connection
 

@@ -10,6 +10,8 @@ from typing import TypeAlias
 
 from aiomcache import ClientException
 
+from aiohttp_session._core import FutureGroup
+
 from ._memcached_protocol import Command, ConnectionLostError, Retrieval
 
 _LINE_LIMIT = 2048  # bytes: a longer line is no reply of memcached's
@@ -23,6 +25,7 @@ class Connection(asyncio.Protocol):
     :param siblings: the list that it is in until it fails.
     :param timeout: seconds that opening it may take. When it owes a reply for half of the time
         that the command had left, it is given up, so that there is time left for another.
+    :param futures: that the commands' futures are of.
     :param fail: gets the commands without an answer when it fails, and the error.
     """
 
@@ -32,11 +35,13 @@ class Connection(asyncio.Protocol):
         self,
         siblings: list[Connection],
         timeout: float,
+        futures: FutureGroup,
         fail: Callable[[AnyCommand, Exception], None],
     ) -> None:
         self._siblings = siblings
         siblings.append(self)
         self._timeout = timeout
+        self._futures = futures
         self._fail_command = fail
         self.awaited: deque[AnyCommand] = deque()
         """What is not answered, in the order in which it was sent."""
@@ -134,6 +139,7 @@ class Connection(asyncio.Protocol):
             if self._size < self._expected:
                 return
             data = b"".join(self._received)
+        self._futures.hold()
         try:
             position = self._read(data)
         except (ValueError, LookupError):
@@ -143,6 +149,8 @@ class Connection(asyncio.Protocol):
         else:
             self._size = len(data) - position
             self._received = [data[position:]] if self._size else []
+        finally:
+            self._futures.release()
 
     def connection_lost(self, exc: Exception | None) -> None:
         error = ConnectionLostError("memcached closed the connection")

@@ -159,17 +159,19 @@ class PipelinedConnection(asyncio.Protocol):
                 return
             data = b"".join(self._parts)
             self._parts.clear()
+        self._futures.hold()
         try:
             position = self._hand_out(data)
+            if position < len(data):
+                rest = data[position:]
+                self._parts.append(rest)
+                self._lacks = missing(rest)
+            if self.is_closing and not self._pending:
+                self._finish(is_lost=False)
         except Exception:  # noqa: BLE001 - it isn't Redis that speaks
             self._finish(is_lost=True)
-            return
-        if position < len(data):
-            rest = data[position:]
-            self._parts.append(rest)
-            self._lacks = missing(rest)
-        if self.is_closing and not self._pending:
-            self._finish(is_lost=False)
+        finally:
+            self._futures.release()
 
     def eof_received(self) -> bool | None:
         """End, since no more replies come."""

@@ -106,6 +106,11 @@ def cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
         future.remove_done_callback(repr)
         end(future)
         loop.turn()
+        group.hold()
+        other = group.create_future()
+        other.add_done_callback(repr)
+        end(other)
+        group.release()
         with contextlib.suppress(StopIteration, asyncio.CancelledError):
             next(steps)
 
