@@ -17,8 +17,11 @@ def seal_siv(
     associated: bytes,
 ) -> str: ...
 def open_siv(
-    decrypt: Callable[[bytes, bytes, bytes], bytes], cookie: str, associated: bytes
-) -> tuple[bytes, int]: ...
+    decrypts: Iterable[Callable[[bytes, bytes, bytes], bytes]],
+    cookie: str,
+    associated: bytes,
+    wrong: type[Exception],
+) -> tuple[bytes, int] | None: ...
 
 @final
 class FernetKey:

@@ -40,7 +40,6 @@ NOT_STANDARD = "The text is not canonical base64"
 # An AES-GCM-SIV cookie is the urlsafe base64, without padding, of a version byte, a nonce, and
 # the sealed Unix time (8 bytes, big-endian) and payload.
 SIV_VERSION = b"\x01"
-NOT_SIV = "The text is not a cookie sealed with AES-GCM-SIV"
 BAD_NONCE = "A nonce for AES-GCM-SIV is 12 bytes"
 NONCE_SIZE = 12  # bytes
 _SIV_BODY = len(SIV_VERSION) + NONCE_SIZE
@@ -120,19 +119,35 @@ def seal_siv(
 
 
 def open_siv(
-    decrypt: Callable[[bytes, bytes, bytes], bytes], cookie: str, associated: bytes
-) -> tuple[bytes, int]:
+    decrypts: Iterable[Callable[[bytes, bytes, bytes], bytes]],
+    cookie: str,
+    associated: bytes,
+    wrong: type[Exception],
+) -> tuple[bytes, int] | None:
     """Return the payload of a cookie that `seal_siv` made, and the Unix time of its sealing.
 
-    :raises ValueError: for a text that is no such cookie; besides what decrypt raises.
+    :param decrypts: the ciphers', of which one may fit.
+    :param wrong: what they raise if they don't.
+    :return: None for a text that is no such cookie, or if none of them fits.
     """
-    sealed = decode_base64(cookie)
+    try:
+        sealed = decode_base64(cookie)
+    except ValueError:
+        return None
     if len(sealed) < _SIV_BODY or not sealed.startswith(SIV_VERSION):
-        raise ValueError(NOT_SIV)
-    message = decrypt(sealed[1:_SIV_BODY], sealed[_SIV_BODY:], associated)
-    if len(message) < _TIME.size:
-        raise ValueError(NOT_SIV)
-    return message[_TIME.size :], _TIME.unpack_from(message)[0]
+        return None
+    nonce, ciphertext = sealed[1:_SIV_BODY], sealed[_SIV_BODY:]
+    for decrypt in decrypts:
+        try:
+            message = decrypt(nonce, ciphertext, associated)
+        except wrong:
+            continue
+        except ValueError:  # a text that is too short, as some versions say
+            return None
+        if len(message) < _TIME.size:
+            return None
+        return message[_TIME.size :], _TIME.unpack_from(message)[0]
+    return None
 
 
 class FernetKey:

@@ -6,7 +6,7 @@ import base64
 import os
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Literal, TypeAlias, cast
 
@@ -82,7 +82,9 @@ class EncryptedCookieStorage(CookieStorage):
             raise ValueError("accept_fernet=False needs cipher='aes-256-gcm-siv'")
         self._accepts_fernet = accept_fernet
         self._seals_with_siv = cipher != "fernet"
-        self._ciphers: tuple[AESGCMSIV, ...] = ()
+        # Of AES-GCM-SIV.
+        self._encrypt: Callable[[bytes, bytes, bytes], bytes]
+        self._decrypts: tuple[Callable[[bytes, bytes, bytes], bytes], ...] = ()
         self._keys: tuple[FernetKey, ...] = ()
         # Typed as in the reference package: it is read there, and knows only one key.
         self._fernet: Fernet
@@ -102,10 +104,13 @@ class EncryptedCookieStorage(CookieStorage):
         self._keyed = self._fernet
         self._keys = tuple(_fernet_key(secret) for secret in secrets)
         try:
-            self._ciphers = tuple(AESGCMSIV(_derive(secret)) for secret in secrets)
+            ciphers = [AESGCMSIV(_derive(secret)) for secret in secrets]
         except UnsupportedAlgorithm as error:
             if cipher != "fernet":
                 raise ValueError(f"cipher {cipher!r} needs OpenSSL 3.2 or later") from error
+        else:
+            self._encrypt = ciphers[0].encrypt
+            self._decrypts = tuple(cipher.decrypt for cipher in ciphers)
 
     def seal(self, payload: bytes) -> str:
         """Encrypt a payload with the first key."""
@@ -114,24 +119,17 @@ class EncryptedCookieStorage(CookieStorage):
         now = int(time.time())
         if self._seals_with_siv:
             associated = _associated(self._cookie_name)
-            return seal_siv(self._ciphers[0].encrypt, _draw_nonce(), now, payload, associated)
+            return seal_siv(self._encrypt, _draw_nonce(), now, payload, associated)
         return seal_fernet(self._keys[0], os.urandom(BLOCK_SIZE), now, payload)
 
     def open(self, cookie: str) -> tuple[bytes, int] | None:
         """Decrypt a cookie with whichever key fits."""
         if self._fernet is not self._keyed:
             return _open_with(self._fernet, cookie)
-        if not cookie.startswith(_SIV_LETTER):
-            return open_fernet(self._keys, cookie) if self._accepts_fernet else None
-        associated = _associated(self._cookie_name)
-        for cipher in self._ciphers:
-            try:
-                return open_siv(cipher.decrypt, cookie, associated)
-            except InvalidTag:
-                continue
-            except ValueError:
-                break
-        return None
+        if cookie[:1] == _SIV_LETTER:
+            associated = _associated(self._cookie_name)
+            return open_siv(self._decrypts, cookie, associated, InvalidTag)
+        return open_fernet(self._keys, cookie) if self._accepts_fernet else None
 
 
 def _open_with(fernet: Fernet, cookie: str) -> tuple[bytes, int] | None:

@@ -56,6 +56,8 @@ class LifecycleStorage(AbstractStorage):
         session = issued = None
         if self._lifetime is None and self._decoder is decode:
             session = restore(payload, identity, self.max_age)
+            if session is not None and self._touch_after is None and session.max_age is None:
+                return session  # most have nothing to be asked about time
         if session is None:
             data = self._read_payload(payload)
             if data is None:

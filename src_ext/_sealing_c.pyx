@@ -39,7 +39,6 @@ cdef unsigned char SIV_VERSION = _sealing_py.SIV_VERSION[0]
 cdef unsigned char FERNET_VERSION = _sealing_py.FERNET_VERSION[0]
 cdef str NOT_BASE64 = _sealing_py.NOT_BASE64
 cdef str NOT_STANDARD = _sealing_py.NOT_STANDARD
-cdef str NOT_SIV = _sealing_py.NOT_SIV
 cdef str BAD_NONCE = _sealing_py.BAD_NONCE
 cdef str BAD_BLOCK = _sealing_py.BAD_BLOCK
 
@@ -66,7 +65,7 @@ def encode_base64(data):
     return _encode(_start(data), PyBytes_GET_SIZE(data), URLSAFE, False)
 
 
-def decode_base64(text):
+cpdef bytes decode_base64(text):
     """Read urlsafe base64 without padding, only in the one form that `encode_base64` writes.
 
     :raises ValueError: for any other text.
@@ -216,24 +215,38 @@ def seal_siv(
     return _encode(out, SIV_BODY + size, URLSAFE, False)
 
 
-def open_siv(decrypt, cookie, associated):
+def open_siv(decrypts, cookie, associated, wrong):
     """Return the payload of a cookie that `seal_siv` made, and the Unix time of its sealing.
 
-    :raises ValueError: for a text that is no such cookie; besides what decrypt raises.
+    :param decrypts: the ciphers', of which one may fit.
+    :param wrong: what they raise if they don't.
+    :return: None for a text that is no such cookie, or if none of them fits.
     """
-    cdef bytes sealed = decode_base64(cookie)
-    cdef const unsigned char* text = _start(sealed)
-    cdef Py_ssize_t size = PyBytes_GET_SIZE(sealed)
+    cdef bytes sealed, nonce, ciphertext, message
+    cdef const unsigned char* text
+    cdef Py_ssize_t size
+    try:
+        sealed = decode_base64(cookie)
+    except ValueError:
+        return None
+    text, size = _start(sealed), PyBytes_GET_SIZE(sealed)
     if size < SIV_BODY or text[0] != SIV_VERSION:
-        raise ValueError(NOT_SIV)
+        return None
     nonce = PyBytes_FromStringAndSize(<const char*>text + 1, NONCE_SIZE)
     ciphertext = PyBytes_FromStringAndSize(<const char*>text + SIV_BODY, size - SIV_BODY)
-    cdef bytes message = _as_bytes(decrypt(nonce, ciphertext, associated))
-    text, size = _start(message), PyBytes_GET_SIZE(message)
-    if size < TIME_SIZE:
-        raise ValueError(NOT_SIV)
-    payload = PyBytes_FromStringAndSize(<const char*>text + TIME_SIZE, size - TIME_SIZE)
-    return payload, _read_time(text)
+    for decrypt in decrypts:
+        try:
+            message = _as_bytes(decrypt(nonce, ciphertext, associated))
+        except wrong:
+            continue
+        except ValueError:  # a text that is too short, as some versions say
+            return None
+        text, size = _start(message), PyBytes_GET_SIZE(message)
+        if size < TIME_SIZE:
+            return None
+        payload = PyBytes_FromStringAndSize(<const char*>text + TIME_SIZE, size - TIME_SIZE)
+        return payload, _read_time(text)
+    return None
 
 
 @cython.final

@@ -13,7 +13,7 @@ import pickle
 import sys
 from collections.abc import Callable, Mapping, MutableMapping
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 from unittest import mock
 
 import pytest
@@ -244,6 +244,25 @@ def decrypt(nonce: bytes, ciphertext: bytes, associated: bytes) -> bytes:
     return associated + ciphertext[::-1] + nonce
 
 
+class WrongKeyError(Exception):
+    pass
+
+
+Decrypt: TypeAlias = Callable[[bytes, bytes, bytes], bytes]
+
+
+def refuse(*_: bytes) -> bytes:
+    raise WrongKeyError
+
+
+def fail(*_: bytes) -> bytes:
+    raise ValueError
+
+
+def break_off(*_: bytes) -> bytes:
+    raise ZeroDivisionError
+
+
 @TEXTS
 @given(
     st.binary(min_size=12, max_size=12) | st.binary(max_size=14),
@@ -261,12 +280,13 @@ def test_seal_siv(nonce: bytes, sealed_at: int, payload: bytes, associated: byte
     | st.binary(max_size=40).map(_sealing_py.encode_base64)
     | st.text(max_size=40),
     st.binary(max_size=12),
+    st.lists(st.sampled_from([decrypt, refuse, fail, break_off]), max_size=3),
 )
-def test_open_siv(cookie: str, associated: bytes) -> None:
-    same(_sealing_c, _sealing_py, "open_siv", decrypt, cookie, associated)
+def test_open_siv(cookie: str, associated: bytes, decrypts: list[Decrypt]) -> None:
+    same(_sealing_c, _sealing_py, "open_siv", decrypts, cookie, associated, WrongKeyError)
     # The shortest of messages, and what they lack.
-    short = associated[:9]
-    same(_sealing_c, _sealing_py, "open_siv", lambda *_: short, cookie, associated)
+    decrypts.append(lambda *_: associated[:9])
+    same(_sealing_c, _sealing_py, "open_siv", decrypts, cookie, associated, WrongKeyError)
 
 
 @pytest.mark.parametrize("result", [None, "no bytes at all", bytearray(20), 1])
@@ -277,7 +297,7 @@ def test_siv_with_something_that_is_no_cipher(result: Any) -> None:
             with pytest.raises(TypeError):
                 twin.seal_siv(lambda *_: result, bytes(12), 1, b"{}", b"")
             with pytest.raises((TypeError, AttributeError)):
-                twin.open_siv(lambda *_: result, cookie, b"")
+                twin.open_siv([lambda *_: result], cookie, b"", WrongKeyError)
 
 
 # Payloads

@@ -114,6 +114,9 @@ def cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
         with contextlib.suppress(StopIteration, asyncio.CancelledError):
             next(steps)
 
+    def refuse(*_: bytes) -> bytes:
+        raise KeyError
+
     def fernet_key(secret: bytes = bytes(range(32))) -> _sealing_c.FernetKey:
         cipher = Cipher(AES(secret[16:]), CBC(bytes(16)))
         return _sealing_c.FernetKey(HMAC(secret[:16], SHA256()), cipher)
@@ -148,7 +151,12 @@ def cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
         ),
         "open_siv": (
             _sealing_c.open_siv,
-            [(lambda _, text, __: text, "AQ" + "A" * 58, b""), (len, "AQ", b""), (len, "é", b"")],
+            [
+                ([refuse, lambda _, text, __: text], "AQ" + "A" * 58, b"", KeyError),
+                ([refuse], "AQ" + "A" * 58, b"", LookupError),
+                ([], "AQ", b"", KeyError),
+                ([], "é", b"", KeyError),
+            ],
         ),
         "encode_standard": (_sealing_c.encode_standard, [(b"ab",), ("",)]),
         "decode_standard": (_sealing_c.decode_standard, [("YWI=",), ("YWJ=",), ("é",)]),
