@@ -21,7 +21,7 @@ from .load_client import Client
 
 @dataclass(frozen=True)
 class Load:
-    """What was measured of one handler: the median of all rounds, each."""
+    """What was measured of one handler: the median of all rounds, each; alone, the least."""
 
     contender: str
     storage: str  # or one of WITHOUT
@@ -31,8 +31,11 @@ class Load:
     busy: float  # the part of the time that the server process had the processor
     p50: float  # milliseconds
     p99: float
+    alone: float  # microseconds of the server process per request while the client rests
     share: float = 1.0  # of the throughput that the bare handler had a moment before
     share_of_hooks: float = 1.0  # and of that with hooks, which a package like this can't exceed
+    share_alone: float = 1.0  # the same two, while the client rests
+    share_of_hooks_alone: float = 1.0
 
 
 OPERATIONS = ("read", "write")
@@ -40,6 +43,7 @@ WITHOUT = ("bare", "hooks")  # the bare handler; and with a middleware and a sig
 SECONDS = 2.5  # for each measurement, in all, if nothing else is said
 SLICE = 1.0 if wrk.program() else 0.1  # seconds
 _WARM_UP = 0.2  # seconds
+_TURNS = 10  # of a client that rests while it is answered
 
 
 class Loader:
@@ -95,7 +99,10 @@ class Loader:
                                 key = (load.storage, name, load.operation)
                                 measured.setdefault(key, []).append(_shared(load, bare, hooks))
         order = [*WITHOUT, *storages]
-        return sorted(map(_median, measured.values()), key=lambda load: order.index(load.storage))
+        medians = sorted(
+            map(_median, measured.values()), key=lambda each: order.index(each.storage)
+        )
+        return _shared_alone(medians)
 
     @contextlib.contextmanager
     def _server(self, name: str, storage: str, stores: Stores) -> Iterator[_Server]:
@@ -133,6 +140,11 @@ class _Server:
             self._load(operation, _WARM_UP)
 
     def measure(self, operation: str) -> Load:
+        path, cookies = f"/{operation}", self._cookies
+        if len(cookies) < self._connections:
+            cookies = cookies * self._connections
+        cookies = cookies[: self._connections]
+        alone = self._contender.ask("turns", path=path, cookies=cookies, times=_TURNS)
         before = self._contender.ask("cpu")
         seen = self._load(operation, SLICE)
         cpu = self._contender.ask("cpu") - before
@@ -145,6 +157,7 @@ class _Server:
             busy=cpu / seen["seconds"],
             p50=seen["p50"] * 1e3,
             p99=seen["p99"] * 1e3,
+            alone=alone * 1e6,
         )
 
     def close(self) -> None:
@@ -191,14 +204,31 @@ def _shared(load: Load, bare: Load, hooks: Load) -> Load:
     """Give a measurement its shares of those made beside it."""
     rate = load.per_second
     return dataclasses.replace(
-        load, share=rate / bare.per_second, share_of_hooks=rate / hooks.per_second
+        load,
+        share=rate / bare.per_second,
+        share_of_hooks=rate / hooks.per_second,
     )
 
 
 def _median(loads: list[Load]) -> Load:
     figures = [field.name for field in dataclasses.fields(Load) if field.type == "float"]
     medians = {name: statistics.median(getattr(load, name) for load in loads) for name in figures}
+    # No client disturbs these, but others of the machine may.
+    medians["alone"] = min(load.alone for load in loads)
     return dataclasses.replace(loads[0], **medians)
+
+
+def _shared_alone(loads: list[Load]) -> list[Load]:
+    """Give measurements their shares of what the same contender does without sessions."""
+    alone = {(load.contender, load.storage): load.alone for load in loads}
+    return [
+        dataclasses.replace(
+            load,
+            share_alone=alone[load.contender, "bare"] / load.alone,
+            share_of_hooks_alone=alone[load.contender, "hooks"] / load.alone,
+        )
+        for load in loads
+    ]
 
 
 async def log_in(host: str, port: int) -> list[str]:

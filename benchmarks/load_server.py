@@ -21,6 +21,7 @@ from aiohttp.typedefs import Handler
 import aiohttp_session
 
 from .cases import OPERATIONS, STORAGES, Case, Stores, bare, session_data
+from .turns import take_turns
 from .worker import describe
 
 HOST = "127.0.0.1"
@@ -62,16 +63,25 @@ async def _serve(setting: dict[str, Any]) -> None:
     loop = asyncio.get_running_loop()
     done = asyncio.Event()
 
+    def take_turns_here(**arguments: Any) -> float:
+        turns = take_turns((HOST, port), **arguments)
+        return asyncio.run_coroutine_threadsafe(turns, loop).result()
+
     def obey() -> None:
         for line in sys.stdin:
-            command, _ = json.loads(line)
-            answers: dict[str, Callable[[], Any]] = {
+            command, arguments = json.loads(line)
+            answers: dict[str, Callable[..., Any]] = {
                 "describe": describe,
                 "port": lambda: port,
                 "cpu": time.process_time,
                 "objects": _count_objects,
+                "turns": take_turns_here,
             }
-            print(json.dumps({"result": answers[command]()}), flush=True)
+            try:
+                answer = {"result": answers[command](**arguments)}
+            except Exception as error:  # noqa: BLE001 - it goes to who gave the command
+                answer = {"error": f"{type(error).__name__}: {error}"}
+            print(json.dumps(answer), flush=True)
         loop.call_soon_threadsafe(done.set)
 
     threading.Thread(target=obey, daemon=True).start()

@@ -95,13 +95,14 @@ def _times(factor: float | None) -> str:
 def load_rows(loads: list[Load]) -> Rows:
     """Make a row for each handler that was under load."""
     headings = ["storage", "operation", "contender", "requests/s", "of bare", "of hooks"]
-    headings += ["CPU µs/request", "server busy", "p50 ms", "p99 ms"]
+    headings += ["CPU µs", "busy", "p50 ms", "p99 ms", "µs alone", "of bare", "of hooks"]
     groups: dict[tuple[str, str], list[list[str]]] = {}
     for load in loads:
         row = [load.storage, load.operation, load.contender, f"{load.per_second:,.0f}"]
         row += [f"{load.share:.0%}", f"{load.share_of_hooks:.0%}"]
         row += [f"{load.cpu:.0f}", f"{load.busy:.0%}"]
         row += [f"{load.p50:.1f}", f"{load.p99:.1f}"]
+        row += [f"{load.alone:.1f}", f"{load.share_alone:.0%}", f"{load.share_of_hooks_alone:.0%}"]
         groups.setdefault((load.storage, load.operation), []).append(row)
     return Rows(headings, list(groups.values()))
 

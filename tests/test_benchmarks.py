@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import json
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
@@ -37,6 +38,7 @@ from benchmarks.cases import CASES, Case, Stores
 from benchmarks.contenders import Contender, ContenderError
 from benchmarks.measuring import Timing, catch_up, measure
 from benchmarks.servers import HOST, Server
+from benchmarks.turns import take_turns
 from benchmarks.worker import RequestCase, StepCase, WrongAnswerError
 from tests.stores import YieldingStorage
 from tests.waiting import PATIENCE, until
@@ -278,18 +280,55 @@ def test_plot_is_the_same_for_the_same_results(tmp_path: Path) -> None:
 
 
 def test_load_is_compared_with_what_aiohttp_does_without() -> None:
-    def seen(storage: str, per_second: float) -> load.Load:
-        return load.Load("pure", storage, "read", per_second, 50.0, 0.9, 1.0, 2.0)
+    def seen(storage: str, per_second: float, alone: float) -> load.Load:
+        return load.Load("pure", storage, "read", per_second, 50.0, 0.9, 1.0, 2.0, alone)
 
-    bare, hooks, simple = seen("bare", 1000.0), seen("hooks", 800.0), seen("simple", 600.0)
-    rows = table.load_rows([load._shared(each, bare, hooks) for each in (bare, hooks, simple)])
-    assert rows.headings[4:6] == ["of bare", "of hooks"]
+    bare, hooks, simple = (
+        seen("bare", 1000.0, 30.0),
+        seen("hooks", 800.0, 32.0),
+        seen("simple", 600.0, 40.0),
+    )
+    loads = [load._shared(each, bare, hooks) for each in (bare, hooks, simple)]
+    rows = table.load_rows(load._shared_alone(loads))
+    assert rows.headings[4:6] == rows.headings[11:13] == ["of bare", "of hooks"]
     shares = [row[4:6] for group in rows.groups for row in group]
     assert shares == [["100%", "125%"], ["80%", "100%"], ["60%", "75%"]]
+    alone = [row[10:13] for group in rows.groups for row in group]
+    assert alone == [["30.0", "100%", "107%"], ["32.0", "94%", "100%"], ["40.0", "75%", "80%"]]
 
 
 async def _fail(request: web.Request) -> web.Response:
     raise web.HTTPInternalServerError
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_client_that_rests_while_it_is_answered(
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    seen: list[str] = []
+
+    async def note(request: web.Request) -> web.Response:
+        seen.append(request.headers["Cookie"])
+        return web.Response()
+
+    async def measure() -> None:
+        app = web.Application()
+        app.router.add_get("/note", note)
+        app.router.add_get("/broken", _fail)
+        async with TestServer(app) as server:
+            assert server.port is not None
+            address = server.host, server.port
+            assert await take_turns(address, "/note", ["a=1", "a=2"], 3) > 0
+            with pytest.raises(
+                RuntimeError, match="not answered with 200, but with b'HTTP/1.1 500"
+            ):
+                await take_turns(address, "/broken", ["a=1"], 1)
+
+    loop = new_loop()
+    loop.run_until_complete(measure())
+    loop.close()
+    # A first time, in which nothing is measured, and three.
+    assert seen == ["a=1", "a=2"] * 4
 
 
 async def test_load_client_counts_answers_and_notices_failures(
