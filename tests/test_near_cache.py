@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -690,10 +691,10 @@ async def test_a_blocking_pool_will_do(redis_server: Server) -> None:
 @pytest.mark.parametrize(
     ("refused", "reason"),
     [
-        ("CLIENT", "unknown command 'CLIENT'"),
-        ("HELLO", "unknown command 'HELLO'"),
-        ("WAIT", "unknown command 'WAIT'"),
-        ("-client|tracking", "NOPERM"),
+        ("CLIENT", "unknown command .CLIENT."),
+        ("HELLO", "unknown command .HELLO."),
+        ("WAIT", "unknown command .WAIT."),
+        ("-client +client|id +client|info +client|kill", "NOPERM"),
         ("-wait", "NOPERM"),
     ],
 )
@@ -703,7 +704,7 @@ async def test_a_server_that_refuses_is_used_uncached_with_one_warning(
     renamed = ("--rename-command", refused, "") if refused.isalpha() else ()
     with servers.redis(*renamed) as server:
         if not renamed:
-            servers.ask(server, "ACL SETUSER default", refused)
+            servers.ask(server, f"ACL SETUSER default {refused}")
         process = Process(server.port, protocol=2)
         with caplog.at_level(logging.WARNING):
             for value in (b"1", b"2", b"3"):
@@ -712,7 +713,7 @@ async def test_a_server_that_refuses_is_used_uncached_with_one_warning(
                 assert not await process.is_hit("k", value)
         [warning] = [r.getMessage() for r in caplog.records if "near_cache" in r.getMessage()]
         assert "near_cache has no effect" in warning
-        assert reason in warning
+        assert re.search(reason, warning)
         assert type(process.line) is PipelinedConnection
         await process.close()
 

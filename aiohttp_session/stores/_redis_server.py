@@ -14,15 +14,7 @@ from aiohttp_session.time_limit import time_limit
 
 from . import UnsettledError
 from ._redis_checkout import Checkout
-from ._redis_client import (
-    WORKERS,
-    Node,
-    Pool,
-    call,
-    has_successor,
-    is_pipelined,
-    tell,
-)
+from ._redis_client import WORKERS, Node, Pool, call, has_successor, is_pipelined, tell
 from ._redis_fence import Client, Fence, exchange
 from ._redis_large import LargeRecords
 from ._redis_pipeline import (
