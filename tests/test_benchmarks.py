@@ -320,7 +320,7 @@ def test_a_client_that_rests_while_it_is_answered(
             address = server.host, server.port
             assert await take_turns(address, "/note", ["a=1", "a=2"], 3) > 0
             with pytest.raises(
-                RuntimeError, match="not answered with 200, but with b'HTTP/1.1 500"
+                RuntimeError, match=r"not answered with 200, but with b'HTTP/1\.1 500"
             ):
                 await take_turns(address, "/broken", ["a=1"], 1)
 
