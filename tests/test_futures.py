@@ -281,9 +281,10 @@ async def test_an_error_in_a_callback_is_reported_and_the_others_are_called() ->
     assert [type(error) for error in reports] == [ZeroDivisionError]
 
 
+@pytest.mark.parametrize("is_held", [False, True])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 def test_what_ends_the_loop_leaves_the_other_callbacks_for_later(
-    error: type[BaseException],
+    error: type[BaseException], is_held: bool
 ) -> None:
     loop = asyncio.new_event_loop()
     group = FutureGroup(loop)
@@ -292,13 +293,20 @@ def test_what_ends_the_loop_leaves_the_other_callbacks_for_later(
     def end(_: object) -> None:
         raise error
 
+    def answer() -> None:
+        if is_held:
+            group.hold()
+        for future in futures[:2]:
+            future.set_result(None)
+        if is_held:
+            group.release()
+
     futures = [group.create_future() for _ in range(3)]
     futures[0].add_done_callback(seen.append)
     futures[0].add_done_callback(end)
     futures[0].add_done_callback(seen.append)
     futures[1].add_done_callback(seen.append)
-    for future in futures[:2]:
-        future.set_result(None)
+    loop.call_soon(answer)
     with pytest.raises(error):
         loop.run_until_complete(asyncio.sleep(0))
     assert seen == futures[:1]
@@ -373,36 +381,6 @@ async def test_what_was_done_before_a_group_was_held_comes_first() -> None:
     assert seen == futures
     group.hold()
     group.release()  # with nothing to be called
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_what_ends_the_loop_in_a_release_leaves_the_other_callbacks_for_later(
-    error: type[BaseException],
-) -> None:
-    loop = asyncio.new_event_loop()
-    group = FutureGroup(loop)
-    seen: list[object] = []
-
-    def end(_: object) -> None:
-        raise error
-
-    def answer() -> None:
-        group.hold()
-        try:
-            for future in futures:
-                future.set_result(None)
-        finally:
-            group.release()
-
-    futures = [group.create_future() for _ in range(2)]
-    futures[0].add_done_callback(end)
-    futures[1].add_done_callback(seen.append)
-    loop.call_soon(answer)
-    with pytest.raises(error):
-        loop.run_until_complete(asyncio.sleep(0))
-    loop.run_until_complete(asyncio.sleep(0))
-    assert seen == futures[1:]
-    loop.close()
 
 
 def test_a_group_does_not_keep_its_loop_alive() -> None:

@@ -256,24 +256,28 @@ class PipelinedConnection(asyncio.Protocol):
 
     def _hand_out(self, data: bytes) -> int:
         """Hand out the replies that are complete, and return the position after them."""
-        pending = self._pending
-        is_large = len(data) > LARGE
         position = 0
         while True:
-            replies, position = read_replies(data, position)
-            for reply in replies:
-                operation, future, _, _, _ = pending.popleft()
-                if not future.done():
-                    future.set_result(reply)
-                if is_large and isinstance(reply, bytes) and len(reply) > LARGE:
-                    self._owner.note_size(operation[0], len(reply))
+            position = self._hand_out_usual(data, position)
             if position == len(data):
                 return position
             found = read_odd(data, position)
             if found is None:
                 return position
-            reply, position = found
-            self._hand_out_odd(reply)
+            odd, position = found
+            self._hand_out_odd(odd)
+
+    def _hand_out_usual(self, data: bytes, position: int) -> int:
+        pending = self._pending
+        is_large = len(data) > LARGE
+        replies, position = read_replies(data, position)
+        for reply in replies:
+            operation, future, _, _, _ = pending.popleft()
+            if not future.done():
+                future.set_result(reply)
+            if is_large and isinstance(reply, bytes) and len(reply) > LARGE:
+                self._owner.note_size(operation[0], len(reply))
+        return position
 
     def _hand_out_odd(self, reply: Any) -> None:
         if not isinstance(reply, ErrorReply):

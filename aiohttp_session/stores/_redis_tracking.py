@@ -19,7 +19,7 @@ from aiohttp_session._core import read_tracked, write_command
 from aiohttp_session.log import log
 
 from ._redis_pipeline import LARGE, READ, Operation, Owner, PipelinedConnection
-from ._redis_resp import ErrorReply, Push, read_odd
+from ._redis_resp import ErrorReply, Push
 from .batch import Entry
 from .kept_records import KeptRecords, Link
 
@@ -206,36 +206,29 @@ class TrackedConnection(PipelinedConnection, Link):
             if not self._answered.done():
                 self._answered.set_result(None)
 
-    def _hand_out(self, data: bytes) -> int:
+    def _hand_out_usual(self, data: bytes, position: int) -> int:
+        if not self._is_started:
+            return super()._hand_out_usual(data, position)
         # As in the base, but with tokens, and messages that tell of changes: writes cause them.
         pending, tokens, records = self._pending, self._tokens, self._records
         is_large = len(data) > LARGE
-        position = 0
-        while self._is_started:
-            replies, position = read_tracked(data, position)
-            for reply in replies:
-                if type(reply) is str:
-                    records.drop(reply)
-                    continue
-                operation, future, _, _, _ = pending.popleft()
-                token = tokens.popleft()
-                if operation is _OWN:
-                    token(reply)
-                elif token is not None:
-                    payload = reply if type(reply) is bytes and self._is_tracking else None
-                    records.keep(token, payload, self)
-                if not future.done():
-                    future.set_result(reply)
-                if is_large and operation[0] and type(reply) is bytes and len(reply) > LARGE:
-                    self._owner.note_size(operation[0], len(reply))
-            if position == len(data):
-                return position
-            found = read_odd(data, position)
-            if found is None:
-                return position
-            odd, position = found
-            self._hand_out_odd(odd)
-        return super()._hand_out(data)
+        replies, position = read_tracked(data, position)
+        for reply in replies:
+            if type(reply) is str:
+                records.drop(reply)
+                continue
+            operation, future, _, _, _ = pending.popleft()
+            token = tokens.popleft()
+            if operation is _OWN:
+                token(reply)
+            elif token is not None:
+                payload = reply if type(reply) is bytes and self._is_tracking else None
+                records.keep(token, payload, self)
+            if not future.done():
+                future.set_result(reply)
+            if is_large and operation[0] and type(reply) is bytes and len(reply) > LARGE:
+                self._owner.note_size(operation[0], len(reply))
+        return position
 
     def _hand_out_odd(self, reply: Any) -> None:
         if not self._is_started:
