@@ -43,7 +43,7 @@ WITHOUT = ("bare", "hooks")  # the bare handler; and with a middleware and a sig
 SECONDS = 2.5  # for each measurement, in all, if nothing else is said
 SLICE = 1.0 if wrk.program() else 0.1  # seconds
 _WARM_UP = 0.2  # seconds
-_TURNS = 10  # of a client that rests while it is answered
+_TURNS = 40  # of a client that rests while it is answered
 
 
 class Loader:
