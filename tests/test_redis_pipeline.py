@@ -19,6 +19,8 @@ from aiohttp_session.stores._redis_pipeline import (
     PipelinedConnection,
     UnsentError,
 )
+from aiohttp_session.stores._redis_tracking import Tracking
+from aiohttp_session.stores.kept_records import KeptRecords
 from benchmarks.servers import HOST, Server
 
 
@@ -199,11 +201,16 @@ async def test_the_client_goes_on_with_its_connection(
     assert await connection.read_response() == b"1"
 
 
+@pytest.mark.parametrize("is_tracked", [False, True])
 async def test_a_connection_that_was_lost_before_takes_nothing(
-    connection: Any, owner: Owner
+    connection: Any, owner: Owner, is_tracked: bool
 ) -> None:
     connection._writer.transport.abort()
-    pipeline = PipelinedConnection(owner, connection, "client")
+    connect: Callable[..., PipelinedConnection] = PipelinedConnection
+    if is_tracked:
+        records = KeptRecords(10, 10_000)
+        connect = Tracking(lambda: records).connect
+    pipeline = connect(owner, connection, "client")
     future = pipeline.submit(put("k", b"1"), is_batched=True)
     await asyncio.wait({pipeline._task})
     assert isinstance(await future, UnsentError)

@@ -93,6 +93,7 @@ class TrackedConnection(PipelinedConnection, Link):
     """
 
     _PROMPT = 2  # an operation that writes has a read behind it
+    _is_started = _is_tracking = False
 
     def __init__(
         self,
@@ -105,8 +106,6 @@ class TrackedConnection(PipelinedConnection, Link):
         super().__init__(owner, connection, client)
         self._tracking = tracking
         self._records = records
-        self._is_started = False
-        self._is_tracking = False
         # For each reply that is due: the token to keep it by; or of a command of our own, what is
         # called with it; or None.
         self._tokens: deque[Any] = deque()
