@@ -43,6 +43,7 @@ SIV_VERSION = b"\x01"
 BAD_NONCE = "A nonce for AES-GCM-SIV is 12 bytes"
 NONCE_SIZE = 12  # bytes
 _SIV_BODY = len(SIV_VERSION) + NONCE_SIZE
+_TAG_SIZE = 16  # bytes
 _TIME = struct.Struct(">Q")
 
 # A Fernet token is the urlsafe base64, with padding, of a version byte, the Unix time (8 bytes,
@@ -134,7 +135,7 @@ def open_siv(
         sealed = decode_base64(cookie)
     except ValueError:
         return None
-    if len(sealed) < _SIV_BODY or not sealed.startswith(SIV_VERSION):
+    if len(sealed) < _SIV_BODY + _TAG_SIZE or not sealed.startswith(SIV_VERSION):
         return None
     nonce, ciphertext = sealed[1:_SIV_BODY], sealed[_SIV_BODY:]
     for decrypt in decrypts:
@@ -142,8 +143,6 @@ def open_siv(
             message = decrypt(nonce, ciphertext, associated)
         except wrong:
             continue
-        except ValueError:  # a text that is too short, as some versions say
-            return None
         if len(message) < _TIME.size:
             return None
         return message[_TIME.size :], _TIME.unpack_from(message)[0]

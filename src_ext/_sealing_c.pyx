@@ -29,6 +29,7 @@ cdef enum:
     # Sizes in bytes: of a cookie that is sealed with AES-GCM-SIV,
     NONCE_SIZE = 12
     SIV_BODY = 1 + NONCE_SIZE
+    TAG_SIZE = 16
     TIME_SIZE = 8
     # and of a Fernet token.
     FERNET_HEAD = 1 + TIME_SIZE
@@ -245,7 +246,7 @@ def open_siv(decrypts, cookie, associated, wrong):
     except ValueError:
         return None
     text, size = _start(sealed), PyBytes_GET_SIZE(sealed)
-    if size < SIV_BODY or text[0] != SIV_VERSION:
+    if size < SIV_BODY + TAG_SIZE or text[0] != SIV_VERSION:
         return None
     nonce = PyBytes_FromStringAndSize(<const char*>text + 1, NONCE_SIZE)
     ciphertext = PyBytes_FromStringAndSize(<const char*>text + SIV_BODY, size - SIV_BODY)
@@ -254,8 +255,6 @@ def open_siv(decrypts, cookie, associated, wrong):
             message = _as_bytes(decrypt(nonce, ciphertext, associated))
         except wrong:
             continue
-        except ValueError:  # a text that is too short, as some versions say
-            return None
         text, size = _start(message), PyBytes_GET_SIZE(message)
         if size < TIME_SIZE:
             return None

@@ -19,7 +19,7 @@ from redis.asyncio.connection import Connection
 
 import aiohttp_session
 from aiohttp_session import _set_cookie, middleware
-from aiohttp_session.stores._redis_client import is_pipelined
+from aiohttp_session.stores._redis_client import Pool, is_pipelined
 from aiohttp_session.stores.memcached import MemcachedStore
 from aiohttp_session.stores.redis import RedisStore
 from benchmarks.servers import HOST
@@ -335,14 +335,15 @@ async def test_a_connection_that_somebody_else_listens_to_is_not_pipelined(
     redis_server: Any,
 ) -> None:
     client: Any = Redis(host=HOST, port=redis_server.port)
-    connection = await client.connection_pool.get_connection()
+    pool = Pool(client.connection_pool, is_copied=False)
+    connection = await pool.acquire()
     assert is_pipelined(connection)
     transport = connection._writer.transport
     stream = transport.get_protocol()
     transport.set_protocol(asyncio.Protocol())
     assert not is_pipelined(connection)
     transport.set_protocol(stream)
-    await client.connection_pool.release(connection)
+    await pool.release(connection)
     await client.aclose()
 
 

@@ -11,6 +11,7 @@ import uvloop
 from redis.asyncio import Redis
 
 from aiohttp_session._core import write_command
+from aiohttp_session.stores._redis_client import Pool
 from aiohttp_session.stores._redis_pipeline import (
     READ,
     WRITE,
@@ -80,7 +81,7 @@ class Written:
 @pytest.fixture
 async def connection(redis_server: Server) -> AsyncIterator[Any]:
     client: Any = Redis(host=HOST, port=redis_server.port)
-    connection = await client.connection_pool.get_connection()
+    connection = await Pool(client.connection_pool, is_copied=False).acquire()
     yield connection
     await connection.disconnect()
     await client.aclose()
@@ -217,6 +218,21 @@ async def test_a_connection_that_was_lost_before_takes_nothing(
     assert owner.closed == [(False, False)]
 
 
+@pytest.mark.parametrize("is_closing", [False, True])
+async def test_when_the_loop_shuts_down_who_waits_is_cancelled(
+    pipeline: PipelinedConnection, owner: Owner, is_closing: bool
+) -> None:
+    """But not who waits for a connection that was given up: its owner has the operation."""
+    future = pipeline.submit(get("k"))
+    if is_closing:
+        pipeline.leave()
+    await asyncio.sleep(0)
+    pipeline._task.cancel()
+    await asyncio.wait({pipeline._task})
+    assert future.cancelled() is not is_closing
+    assert [entry[1] for entry in owner.repeated] == [future] * is_closing
+
+
 async def lose_it_and_write(pipeline: PipelinedConnection, owner: Owner) -> None:
     assert await pipeline.submit(put("k", b"1")) == b"OK"
     pipeline._transport.abort()
@@ -249,7 +265,7 @@ def test_what_is_written_to_a_lost_connection_is_the_owners(
 ) -> None:
     async def use() -> None:
         client: Any = Redis(host=HOST, port=redis_server.port)
-        connection = await client.connection_pool.get_connection()
+        connection = await Pool(client.connection_pool, is_copied=False).acquire()
         owner = Owner()
         await lose(PipelinedConnection(owner, connection, "client"), owner)
         assert [is_clean for is_clean, _ in owner.closed] == [False]
