@@ -53,8 +53,12 @@ class HeldProxy(Proxy):
         while not any(text in data for data in self.waiting.values()):  # noqa: ASYNC110
             await asyncio.sleep(0)
 
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._numbers[reader] = self.accepted + 1  # here: several may be accepted at once
+        await super()._accept(reader, writer)
+
     async def _forward(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
-        self._numbers[client] = number = self.accepted
+        number = self._numbers[client]
         self._clients[number] = to_client
         await super()._forward(client, to_client)
         del self._clients[number]
