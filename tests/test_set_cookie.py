@@ -258,7 +258,9 @@ def test_it_is_a_morsel_like_any_other() -> None:
     assert their == our
     assert (our.key, our.value, our.coded_value) == (their.key, their.value, their.coded_value)
     assert dict(our) == dict(their)
-    assert our.output() == their.output()
+    assert our.output() == str(our) == their.output()
+    assert our.output(["path"], "X") == their.output(["path"], "X")
+    assert our.output(header="") == their.output(header="")
     assert our.js_output() == their.js_output()
     assert str(our) == str(their)
     assert our.OutputString(["path"]) == their.OutputString(["path"])
