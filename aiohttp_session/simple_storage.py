@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._core import Session
+from ._core import Session, dumps
 from .sealed_storage import CookieStorage
 
 
@@ -26,5 +26,8 @@ class SimpleCookieStorage(CookieStorage):
 
     def _cookie_value(self, session: Session) -> str:
         # The encoder's own text, which is ASCII by default; an emptied session is written as {}.
-        text = self._encoder(self._payload_data(session))
+        data = self._payload_data(session)
+        if not data and type(data) is dict and self._encoder is dumps:
+            return "{}"
+        text = self._encoder(data)
         return text if isinstance(text, str) else self.seal(text)
