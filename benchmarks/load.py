@@ -140,11 +140,8 @@ class _Server:
             self._load(operation, _WARM_UP)
 
     def measure(self, operation: str) -> Load:
-        path, cookies = f"/{operation}", self._cookies
-        if len(cookies) < self._connections:
-            cookies = cookies * self._connections
-        cookies = cookies[: self._connections]
-        alone = self._contender.ask("turns", path=path, cookies=cookies, times=_TURNS)
+        cookies = [self._cookies[n % len(self._cookies)] for n in range(self._connections)]
+        alone = self._contender.ask("turns", path=f"/{operation}", cookies=cookies, times=_TURNS)
         before = self._contender.ask("cpu")
         seen = self._load(operation, SLICE)
         cpu = self._contender.ask("cpu") - before

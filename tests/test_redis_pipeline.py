@@ -169,13 +169,14 @@ async def test_from_the_moment_it_is_lost_it_is_not_used(
 
 @pytest.mark.parametrize("end", ["eof_received", "lost"])
 async def test_the_clients_stream_learns_that_its_connection_is_lost(
-    pipeline: PipelinedConnection, connection: Any, end: str
+    pipeline: PipelinedConnection, connection: Any, owner: Owner, end: str
 ) -> None:
     if end == "lost":
         connection._writer.transport.abort()
     else:
         assert pipeline.eof_received()  # so its writer may go on until it is closed
     await asyncio.wait({pipeline._task})
+    assert owner.closed == [(False, False)]
     assert await connection._reader.read(1) == b""
     await connection.disconnect()
 
