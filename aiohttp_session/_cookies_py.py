@@ -7,7 +7,7 @@ import string
 from functools import lru_cache
 from typing import Any
 
-__all__ = ("find_cookie", "find_strict", "quote")
+__all__ = ("find_cookie", "find_strict", "join_token", "quote")
 
 _is_name = lru_cache(maxsize=64)(re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII).fullmatch)
 # Characters to delete from bytes, which is the fastest way to see whether there are others.
@@ -165,3 +165,11 @@ def quote(value: Any) -> str | None:
         if char in value:
             value = value.replace(char, escape)
     return f'"{value}"'
+
+
+def join_token(prefix: str, text: str, limit: int) -> str | None:
+    """Return a prefix with a text behind it, such as a session id; None if that is no token.
+
+    :param limit: characters that the text may have.
+    """
+    return prefix + text if quote(text) == text and len(text) <= limit else None

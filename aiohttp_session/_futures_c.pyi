@@ -1,5 +1,10 @@
 import asyncio
+from collections import deque
+from collections.abc import Iterable
 from typing import Any, final
+
+from ._core import KeptRecords
+from ._records_py import Link
 
 @final
 class FutureGroup:
@@ -7,3 +12,12 @@ class FutureGroup:
     def create_future(self) -> asyncio.Future[Any]: ...
     def hold(self) -> None: ...
     def release(self) -> None: ...
+
+def answer(pending: deque[Any], replies: Iterable[object]) -> None: ...
+def answer_tracked(
+    pending: deque[Any],
+    tokens: deque[Any],
+    replies: Iterable[object],
+    records: KeptRecords,
+    link: Link | None,
+) -> None: ...

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, final
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, final
 from weakref import ref
 
-__all__ = ("FutureGroup",)
+if TYPE_CHECKING:
+    from ._core import KeptRecords
+    from ._records_py import Link
+
+__all__ = ("FutureGroup", "answer", "answer_tracked")
 
 
 @final
@@ -33,3 +39,43 @@ class FutureGroup:
 
     def release(self) -> None:
         """Let those go on who wait for what is done: at once, if no task is running."""
+
+
+def answer(pending: deque[Any], replies: Iterable[object]) -> None:
+    """Give each reply to the future that is next, unless nobody waits for that any more.
+
+    :param pending: entries with their futures in second place; they are taken off.
+    :raises IndexError: if there are more replies than entries.
+    """
+    for reply in replies:
+        future = pending.popleft()[1]
+        if not future.done():
+            future.set_result(reply)
+
+
+def answer_tracked(
+    pending: deque[Any],
+    tokens: deque[Any],
+    replies: Iterable[object],
+    records: KeptRecords,
+    link: Link | None,
+) -> None:
+    """Do as `answer` does, and keep or drop records.
+
+    :param tokens: for each entry: the token by which its reply is kept, a function that takes the
+        reply, or None.
+    :param replies: a str among them is not one, but the key of a record that was changed.
+    :param link: what the replies came by; None if it is not to be relied upon.
+    """
+    for reply in replies:
+        if type(reply) is str:
+            records.drop(reply)
+            continue
+        future = pending.popleft()[1]
+        token = tokens.popleft()
+        if type(token) is list:
+            records.keep(token, reply if type(reply) is bytes else None, link)
+        elif token is not None:
+            token(reply)
+        if not future.done():
+            future.set_result(reply)

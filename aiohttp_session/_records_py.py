@@ -67,17 +67,18 @@ class KeptRecords:
         token = self._tokens[key] = [key]
         return token
 
-    def keep(self, token: Token, payload: bytes | None, link: Link) -> None:
+    def keep(self, token: Token, payload: bytes | None, link: Link | None) -> None:
         """Keep an answer if its token is still good, and it isn't too large.
 
         :param payload: None for what is not to be kept.
+        :param link: what it came by; None if that is not to be relied upon.
         """
         [key] = token
         if self._tokens.get(key) is not token:
             return
         del self._tokens[key]
         self.drop(key)
-        if payload is None or len(payload) > MAX_SIZE:
+        if payload is None or link is None or len(payload) > MAX_SIZE:
             return
         self.by_key[key] = payload, link
         self.bytes += len(key) + len(payload)

@@ -14,12 +14,12 @@ def seal_siv(
     nonce: bytes,
     sealed_at: int,
     payload: bytes,
-    associated: bytes,
+    name: str,
 ) -> str: ...
 def open_siv(
     decrypts: Iterable[Callable[[bytes, bytes, bytes], bytes]],
     cookie: str,
-    associated: bytes,
+    name: str,
     wrong: type[Exception],
 ) -> tuple[bytes, int] | None: ...
 

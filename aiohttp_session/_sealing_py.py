@@ -103,18 +103,19 @@ def seal_siv(
     nonce: bytes,
     sealed_at: int,
     payload: bytes,
-    associated: bytes,
+    name: str,
 ) -> str:
     """Make the cookie of a payload.
 
     :param encrypt: an AES-GCM-SIV cipher's.
     :param nonce: 12 bytes.
     :param sealed_at: Unix time in seconds.
-    :param associated: what is authenticated with it.
+    :param name: the cookie's: it is worth nothing under another one.
     :raises ValueError: for a nonce of another size.
     """
     if len(nonce) != NONCE_SIZE:
         raise ValueError(BAD_NONCE)
+    associated = SIV_VERSION + name.encode("utf-8")
     sealed = encrypt(nonce, _TIME.pack(sealed_at) + payload, associated)
     return encode_base64(SIV_VERSION + nonce + sealed)
 
@@ -122,12 +123,13 @@ def seal_siv(
 def open_siv(
     decrypts: Iterable[Callable[[bytes, bytes, bytes], bytes]],
     cookie: str,
-    associated: bytes,
+    name: str,
     wrong: type[Exception],
 ) -> tuple[bytes, int] | None:
     """Return the payload of a cookie that `seal_siv` made, and the Unix time of its sealing.
 
     :param decrypts: the ciphers', of which one may fit.
+    :param name: the cookie's.
     :param wrong: what they raise if they don't.
     :return: None for a text that is no such cookie, or if none of them fits.
     """
@@ -138,6 +140,7 @@ def open_siv(
     if len(sealed) < _SIV_BODY + _TAG_SIZE or not sealed.startswith(SIV_VERSION):
         return None
     nonce, ciphertext = sealed[1:_SIV_BODY], sealed[_SIV_BODY:]
+    associated = SIV_VERSION + name.encode("utf-8")
     for decrypt in decrypts:
         try:
             message = decrypt(nonce, ciphertext, associated)

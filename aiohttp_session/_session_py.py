@@ -10,7 +10,7 @@ from typing import Any
 from ._owner import check_owner, is_owner
 from ._payload_py import decode
 
-__all__ = ("Session", "fingerprint", "restore")
+__all__ = ("Session", "fingerprint", "restore", "unsaved")
 
 _SCALARS = frozenset((str, int, float, bool, type(None)))
 _UNTAKEN: Any = object()  # in place of a fingerprint, while no container was handed out
@@ -279,6 +279,16 @@ def restore(payload: str | bytes, identity: Any | None, max_age: int | None) -> 
     if owner is not None:
         session._owner, session._listed = owner, (owner, listed)
     return session
+
+
+def unsaved(session: Any) -> Any:
+    """Return what a request has as its session, if that must be saved; else None.
+
+    It may also be None, or somebody's own object, as `get_session` allows.
+    """
+    if isinstance(session, Session):
+        return session if session._needs_save() else None
+    return session if getattr(session, "_changed", False) else None
 
 
 def _take_fingerprint(session: Session) -> None:

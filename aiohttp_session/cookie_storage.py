@@ -7,7 +7,6 @@ import os
 import struct
 import time
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Literal, TypeAlias, cast
 
 from ._core import (
@@ -20,7 +19,7 @@ from ._core import (
     seal_siv,
 )
 from ._options import Unpack, show_options
-from ._sealing_py import BLOCK_SIZE, NONCE_SIZE, SIV_VERSION
+from ._sealing_py import BLOCK_SIZE, NONCE_SIZE
 from .lifecycle import LifecycleOptions
 from .sealed_storage import CookieStorage
 
@@ -118,8 +117,7 @@ class EncryptedCookieStorage(CookieStorage):
             return self._fernet.encrypt(payload).decode("ascii")
         now = int(time.time())
         if self._seals_with_siv:
-            associated = _associated(self._cookie_name)
-            return seal_siv(self._encrypt, _draw_nonce(), now, payload, associated)
+            return seal_siv(self._encrypt, _draw_nonce(), now, payload, self._cookie_name)
         return seal_fernet(self._keys[0], os.urandom(BLOCK_SIZE), now, payload)
 
     def open(self, cookie: str) -> tuple[bytes, int] | None:
@@ -127,8 +125,7 @@ class EncryptedCookieStorage(CookieStorage):
         if self._fernet is not self._keyed:
             return _open_with(self._fernet, cookie)
         if cookie[:1] == _SIV_LETTER:
-            associated = _associated(self._cookie_name)
-            return open_siv(self._decrypts, cookie, associated, InvalidTag)
+            return open_siv(self._decrypts, cookie, self._cookie_name, InvalidTag)
         return open_fernet(self._keys, cookie) if self._accepts_fernet else None
 
 
@@ -167,12 +164,6 @@ def _draw_nonce() -> bytes:
             return _nonces.pop()
         except IndexError:  # also when other threads were faster
             _nonces.extend(_DRAW.unpack(os.urandom(_DRAW.size)))
-
-
-@lru_cache
-def _associated(cookie_name: str) -> bytes:
-    """Return what is authenticated with a cookie: it is worth nothing under another name."""
-    return SIV_VERSION + cookie_name.encode("utf-8")
 
 
 def _secret(key: Key) -> bytes:

@@ -12,7 +12,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
 
 from . import unavailable
-from ._core import Session, log_what_is_missed
+from ._core import Session, log_what_is_missed, unsaved
 from .lifecycle import LifecycleStorage
 from .log import log
 from .server_storage import ServerStorage
@@ -158,7 +158,7 @@ def setup(app: web.Application, storage: AbstractStorage, *, name: str | None = 
         # A web.Response was saved by the middleware, or is none of a handler's (error 500).
         if isinstance(response, web.Response) or request.get(storage_key) is not storage:
             return
-        if (session := _unsaved(request.get(session_key))) is not None:
+        if (session := unsaved(request.get(session_key))) is not None:
             with unavailable.noted():
                 await storage.save_session(request, response, session)
             if isinstance(session, Session):
@@ -238,22 +238,22 @@ def _middleware(
             with _put_aside(request, session_key, storage_key):
                 return await middleware(request, handler)
         state[storage_key] = storage
-        unsaved = None
+        changed = None
         try:
             try:
                 response = await handler(request)
             except web.HTTPException as error:
-                if (unsaved := _unsaved(state.get(session_key))) is not None:
-                    await _save(storage, unsaved, request, error, streams=streams)
-                    unsaved = None
+                if (changed := unsaved(state.get(session_key))) is not None:
+                    await _save(storage, changed, request, error, streams=streams)
+                    changed = None
                 raise
             if type(response) is not web.Response:  # most are just that
                 _check_response(response)
             session = state.get(session_key)  # None if the handler did not ask for it
-            if session is not None and (unsaved := _unsaved(session)) is not None:
-                await _save(storage, unsaved, request, response, streams=streams)
+            if session is not None and (changed := unsaved(session)) is not None:
+                await _save(storage, changed, request, response, streams=streams)
         except (Exception, asyncio.CancelledError) as error:
-            if unsaved is not None:  # the handler was done: it is the save that failed
+            if changed is not None:  # the handler was done: it is the save that failed
                 unavailable.note(error)
             else:
                 session = request.get(session_key)
@@ -274,14 +274,6 @@ def _check_response(response: object) -> None:
 
 def _differs(outer: AbstractStorage | None, storage: AbstractStorage) -> bool:
     return outer is not None and outer.cookie_name != storage.cookie_name
-
-
-def _unsaved(session: Any) -> Any:
-    """Return the session of a request if it must be saved; else None."""
-    if isinstance(session, Session):
-        return session if session._needs_save() else None
-    # Somebody's own object in place of a session, as get_session allows; or None.
-    return session if getattr(session, "_changed", False) else None
 
 
 def _save(

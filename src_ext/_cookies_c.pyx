@@ -219,6 +219,20 @@ def quote(value):
     return quoted if _write_quoted(text, length, PyUnicode_1BYTE_DATA(quoted)) else None
 
 
+def join_token(str prefix not None, text, Py_ssize_t limit):
+    """Return a prefix with a text behind it, such as a session id; None if that is no token.
+
+    :param limit: characters that the text may have.
+    """
+    if type(text) is not str or not PyUnicode_IS_ASCII(text):
+        return None
+    cdef const unsigned char* start = PyUnicode_1BYTE_DATA(text)
+    cdef Py_ssize_t length = PyUnicode_GET_LENGTH(text), i = 0
+    while KINDS[start[i]] & BARE:  # the byte after the text is 0
+        i += 1
+    return prefix + <str>text if 0 < length == i and length <= limit else None
+
+
 cdef bint _write_quoted(
     const unsigned char* text, Py_ssize_t length, unsigned char* out
 ) noexcept:

@@ -214,6 +214,50 @@ cdef class _Future:
         return len(every) - len(left)
 
 
+def answer(pending, replies):
+    """Give each reply to the future that is next, unless nobody waits for that any more.
+
+    :param pending: entries with their futures in second place; they are taken off.
+    :raises IndexError: if there are more replies than entries.
+    """
+    next_entry = pending.popleft
+    for reply in replies:
+        _give(next_entry()[1], reply)
+
+
+def answer_tracked(pending, tokens, replies, records, link):
+    """Do as `answer` does, and keep or drop records.
+
+    :param tokens: for each entry: the token by which its reply is kept, a function that takes the
+        reply, or None.
+    :param replies: a str among them is not one, but the key of a record that was changed.
+    :param link: what the replies came by; None if it is not to be relied upon.
+    """
+    next_entry, next_token = pending.popleft, tokens.popleft
+    keep, drop = records.keep, records.drop
+    for reply in replies:
+        if type(reply) is str:
+            drop(reply)
+            continue
+        future = next_entry()[1]
+        token = next_token()
+        if type(token) is list:
+            keep(token, reply if type(reply) is bytes else None, link)
+        elif token is not None:
+            token(reply)
+        _give(future, reply)
+
+
+cdef int _give(future, reply) except -1:
+    if type(future) is not _Future:
+        if not future.done():
+            future.set_result(reply)
+    elif (<_Future>future)._state == PENDING:
+        (<_Future>future)._end(FINISHED)
+        (<_Future>future)._result = reply
+    return 0
+
+
 # What it does as an iterator. In C it can end as CPython's own futures do: with neither an exception
 # object nor a traceback, which take a quarter of a microsecond.
 

@@ -67,6 +67,7 @@ cdef class KeptRecords:
         """Keep an answer if its token is still good, and it isn't too large.
 
         :param payload: None for what is not to be kept.
+        :param link: what it came by; None if that is not to be relied upon.
         """
         [key] = token
         cdef PyObject* good = PyDict_GetItemWithError(self._tokens, key)
@@ -74,7 +75,7 @@ cdef class KeptRecords:
             return
         del self._tokens[key]
         self._drop(key)
-        if payload is None or len(payload) > MAX_SIZE:
+        if payload is None or link is None or len(payload) > MAX_SIZE:
             return
         self.by_key[key] = (payload, link)
         self.bytes += len(key) + len(payload)

@@ -205,14 +205,14 @@ def seal_siv(
     bytes nonce not None,
     unsigned long long sealed_at,
     bytes payload not None,
-    associated,
+    str name not None,
 ):
     """Make the cookie of a payload.
 
     :param encrypt: an AES-GCM-SIV cipher's.
     :param nonce: 12 bytes.
     :param sealed_at: Unix time in seconds.
-    :param associated: what is authenticated with it.
+    :param name: the cookie's: it is worth nothing under another one.
     :raises ValueError: for a nonce of another size.
     """
     if PyBytes_GET_SIZE(nonce) != NONCE_SIZE:
@@ -221,7 +221,7 @@ def seal_siv(
     cdef bytes message = PyBytes_FromStringAndSize(NULL, TIME_SIZE + size)
     _write_time(_start(message), sealed_at)
     memcpy(_start(message) + TIME_SIZE, PyBytes_AS_STRING(payload), size)
-    cdef bytes ciphertext = _as_bytes(encrypt(nonce, message, associated))
+    cdef bytes ciphertext = _as_bytes(encrypt(nonce, message, _associated(name)))
     size = PyBytes_GET_SIZE(ciphertext)
     cdef bytes sealed = PyBytes_FromStringAndSize(NULL, SIV_BODY + size)
     cdef unsigned char* out = _start(sealed)
@@ -231,10 +231,11 @@ def seal_siv(
     return _encode(out, SIV_BODY + size, URLSAFE, False)
 
 
-def open_siv(decrypts, cookie, associated, wrong):
+def open_siv(decrypts, cookie, str name not None, wrong):
     """Return the payload of a cookie that `seal_siv` made, and the Unix time of its sealing.
 
     :param decrypts: the ciphers', of which one may fit.
+    :param name: the cookie's.
     :param wrong: what they raise if they don't.
     :return: None for a text that is no such cookie, or if none of them fits.
     """
@@ -250,6 +251,7 @@ def open_siv(decrypts, cookie, associated, wrong):
         return None
     nonce = PyBytes_FromStringAndSize(<const char*>text + 1, NONCE_SIZE)
     ciphertext = PyBytes_FromStringAndSize(<const char*>text + SIV_BODY, size - SIV_BODY)
+    associated = _associated(name)
     for decrypt in decrypts:
         try:
             message = _as_bytes(decrypt(nonce, ciphertext, associated))
@@ -261,6 +263,17 @@ def open_siv(decrypts, cookie, associated, wrong):
         payload = PyBytes_FromStringAndSize(<const char*>text + TIME_SIZE, size - TIME_SIZE)
         return payload, _read_time(text)
     return None
+
+
+cdef bytes _associated(str name):
+    """Return what is authenticated with the cookie of a name."""
+    if not PyUnicode_IS_ASCII(name):
+        return _sealing_py.SIV_VERSION + name.encode("utf-8")
+    cdef Py_ssize_t size = PyUnicode_GET_LENGTH(name)
+    cdef bytes associated = PyBytes_FromStringAndSize(NULL, 1 + size)
+    _start(associated)[0] = SIV_VERSION
+    memcpy(_start(associated) + 1, PyUnicode_1BYTE_DATA(name), size)
+    return associated
 
 
 @cython.final

@@ -314,6 +314,9 @@ cdef class Session:
 
     def _needs_save(self):
         """Tell whether the session must be saved, and note nested changes that nobody announced."""
+        return self._must_be_saved()
+
+    cdef bint _must_be_saved(self) except -1:
         if self._changed or self._replaces is not None:
             if self._touch:
                 self._created = _now()
@@ -434,6 +437,18 @@ def restore(payload, identity, max_age):
         session._owner = owner
         session._listed = (owner, listed)
     return session
+
+
+def unsaved(session):
+    """Return what a request has as its session, if that must be saved; else None.
+
+    It may also be None, or somebody's own object, as `get_session` allows.
+    """
+    if type(session) is Session:
+        return session if (<Session>session)._must_be_saved() else None
+    if isinstance(session, Session):
+        return session if session._needs_save() else None
+    return session if getattr(session, "_changed", False) else None
 
 
 def fingerprint(mapping):

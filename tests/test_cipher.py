@@ -57,7 +57,7 @@ def test_a_message_too_short_for_a_time_is_not_opened() -> None:
 @pytest.mark.parametrize("size", [0, 11, 13])
 def test_a_nonce_of_another_size_is_refused(size: int) -> None:
     with pytest.raises(ValueError, match="nonce"):
-        seal_siv(lambda *_: b"", bytes(size), 1, b"{}", b"")
+        seal_siv(lambda *_: b"", bytes(size), 1, b"{}", "N")
 
 
 @given(st.binary(max_size=200))

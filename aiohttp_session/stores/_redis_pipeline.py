@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Protocol, TypeAlias
 
-from aiohttp_session._core import FutureGroup, read_replies
+from aiohttp_session._core import FutureGroup, answer, read_replies
 
 from ._redis_resp import ErrorReply, is_final, is_misplaced, missing, read_odd
 from .batch import Entry
@@ -268,16 +268,16 @@ class PipelinedConnection(asyncio.Protocol):
             self._hand_out_odd(odd)
 
     def _hand_out_usual(self, data: bytes, position: int) -> int:
-        pending = self._pending
-        is_large = len(data) > LARGE
         replies, position = read_replies(data, position)
-        for reply in replies:
-            operation, future, _, _, _ = pending.popleft()
-            if not future.done():
-                future.set_result(reply)
-            if is_large and isinstance(reply, bytes) and len(reply) > LARGE:
-                self._owner.note_size(operation[0], len(reply))
+        if len(data) > LARGE:
+            self._note_sizes(replies)
+        answer(self._pending, replies)
         return position
+
+    def _note_sizes(self, replies: Iterable[object]) -> None:
+        for ((key, *_), *_), reply in zip(self._pending, replies, strict=False):
+            if key and isinstance(reply, bytes) and len(reply) > LARGE:
+                self._owner.note_size(key, len(reply))
 
     def _hand_out_odd(self, reply: Any) -> None:
         if not isinstance(reply, ErrorReply):

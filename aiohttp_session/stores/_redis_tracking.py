@@ -15,7 +15,7 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
-from aiohttp_session._core import read_tracked, write_command
+from aiohttp_session._core import answer_tracked, read_tracked, write_command
 from aiohttp_session.log import log
 
 from ._redis_pipeline import LARGE, READ, Operation, Owner, PipelinedConnection
@@ -209,24 +209,11 @@ class TrackedConnection(PipelinedConnection, Link):
         if not self._is_started:
             return super()._hand_out_usual(data, position)
         # As in the base, but with tokens, and messages that tell of changes: writes cause them.
-        pending, tokens, records = self._pending, self._tokens, self._records
-        is_large = len(data) > LARGE
         replies, position = read_tracked(data, position)
-        for reply in replies:
-            if type(reply) is str:
-                records.drop(reply)
-                continue
-            operation, future, _, _, _ = pending.popleft()
-            token = tokens.popleft()
-            if operation is _OWN:
-                token(reply)
-            elif token is not None:
-                payload = reply if type(reply) is bytes and self._is_tracking else None
-                records.keep(token, payload, self)
-            if not future.done():
-                future.set_result(reply)
-            if is_large and operation[0] and type(reply) is bytes and len(reply) > LARGE:
-                self._owner.note_size(operation[0], len(reply))
+        if len(data) > LARGE:
+            self._note_sizes(reply for reply in replies if type(reply) is not str)
+        link = self if self._is_tracking else None
+        answer_tracked(self._pending, self._tokens, replies, self._records, link)
         return position
 
     def _hand_out_odd(self, reply: Any) -> None:

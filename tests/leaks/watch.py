@@ -7,6 +7,7 @@ NAME, of all.
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import gc
 import os
@@ -114,6 +115,14 @@ def cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
         with contextlib.suppress(StopIteration, asyncio.CancelledError):
             next(steps)
 
+    def answer(*replies: object) -> None:
+        pending = collections.deque((None, group.create_future()) for _ in replies)
+        _futures_c.answer(pending, replies)
+        pending = collections.deque((None, group.create_future()) for _ in replies)
+        tokens = collections.deque([kept.ask("a"), None, repr])
+        with contextlib.suppress(IndexError):
+            _futures_c.answer_tracked(pending, tokens, replies, kept, link)  # type: ignore[arg-type]
+
     def refuse(*_: bytes) -> bytes:
         raise KeyError
 
@@ -142,20 +151,25 @@ def cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
                 (lambda future: future.cancel("over"),),
             ],
         ),
+        "answer": (answer, [(b"record",), (1, b"", "a"), (None, b"x", 1, b"one too many")]),
         "write_command": (_replies_c.write_command, [(b"GET", b"key"), (b"GET", "key"), ()]),
         "KeptRecords": (keep, [("a", b"x"), ("b", b""), ("a", bytes(99))]),
+        "join_token": (
+            _cookies_c.join_token,
+            [("N_", "id", 9), ("é_", "id", 9), ("N_", "id", 1), ("N_", "é", 9), ("N_", 1, 9)],
+        ),
         "quote": (_cookies_c.quote, [("plain",), ('{"a": 1, "b": ";"}',), ("é",)]),
         "seal_siv": (
             _sealing_c.seal_siv,
-            [(lambda _, message, __: message, bytes(12), 1, b"{}", b""), (len, b"", 1, b"", b"")],
+            [(lambda _, message, __: message, bytes(12), 1, b"{}", "N"), (len, b"", 1, b"", "é")],
         ),
         "open_siv": (
             _sealing_c.open_siv,
             [
-                ([refuse, lambda _, text, __: text], "AQ" + "A" * 58, b"", KeyError),
-                ([refuse], "AQ" + "A" * 58, b"", LookupError),
-                ([], "AQ", b"", KeyError),
-                ([], "é", b"", KeyError),
+                ([refuse, lambda _, text, __: text], "AQ" + "A" * 58, "N", KeyError),
+                ([refuse], "AQ" + "A" * 58, "é", LookupError),
+                ([], "AQ", "N", KeyError),
+                ([], "é", "N", KeyError),
             ],
         ),
         "encode_standard": (_sealing_c.encode_standard, [(b"ab",), ("",)]),
