@@ -46,7 +46,10 @@ class CookieWriter:
         :return: the length of the cookie in bytes: name, value and attributes.
         :raises http.cookies.CookieError: for a name that is reserved or no token.
         """
-        style = self._style(name, params, max_age if value else "delete")
+        if max_age is not None or params != self._params or name != self._name:
+            self._forget(name, params)
+        lifetime = max_age if value else "delete"
+        style = self._styles.get(lifetime) or self._make_style(lifetime)
         cookies = response.cookies
         if not _MORSEL_IS_KNOWN:
             return _write_plainly(response, name, value, style)
@@ -64,28 +67,26 @@ class CookieWriter:
         cookies.setdefault(name, _WrittenMorsel.make(name, value, coded, style))
         return style.size + len(coded)
 
-    def _style(self, name: str, params: Mapping[str, Any], lifetime: float | str | None) -> _Style:
+    def _forget(self, name: str, params: Mapping[str, Any]) -> None:
+        """Drop the styles of another second, or of other params."""
         if params != self._params or name != self._name:
             self._params, self._name = dict(params), name
             self._styles.clear()
             if not self._warned and (text := objection(name, params)) is not None:
                 self._warned = True
                 warnings.warn(text, stacklevel=2)
-        if (
-            lifetime is not None
-            and lifetime != "delete"
-            and (second := int(time.time())) != self._second
-        ):
+        if (second := int(time.time())) != self._second:
             self._second = second  # of which ``expires`` is
             self._styles.clear()
-        style = self._styles.get(lifetime)
-        if style is None:
-            if lifetime == "delete":
-                params = {**params, "max_age": 0, "expires": _EPOCH}
-            elif lifetime is not None:
-                expires = _http_date(time.time() + float(lifetime))
-                params = {**params, "max_age": lifetime, "expires": expires}
-            style = self._styles[lifetime] = _Style(name, params)
+
+    def _make_style(self, lifetime: float | str | None) -> _Style:
+        params = self._params
+        if lifetime == "delete":
+            params = {**params, "max_age": 0, "expires": _EPOCH}
+        elif lifetime is not None:
+            expires = _http_date(time.time() + float(lifetime))
+            params = {**params, "max_age": lifetime, "expires": expires}
+        style = self._styles[lifetime] = _Style(self._name, params)
         return style
 
 

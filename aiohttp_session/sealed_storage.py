@@ -48,9 +48,9 @@ class CookieStorage(LifecycleStorage):
                 payload, sealed_at = opened
                 session = self._restore(None, payload, sealed_at)
                 if session is not None and (
-                    not self._AUTHENTICATED
                     # Its seal's time was looked at, and limits count from no other. Most are such.
-                    or (sealed_at is not None and session._issued is None)
+                    (sealed_at is not None and session._issued is None)
+                    or not self._AUTHENTICATED
                     or not self._is_of_the_future(session, sealed_at)
                 ):
                     return session
@@ -71,7 +71,7 @@ class CookieStorage(LifecycleStorage):
         self, request: web.Request, response: web.StreamResponse, session: Session
     ) -> None:
         """Set the cookie, or delete it if the session is empty."""
-        if session.empty and session.new and not self._has_cookie(request, response):
+        if session.new and session.empty and not self._has_cookie(request, response):
             return
         self.save_cookie(response, self._cookie_value(session), max_age=self._time_left(session))
 

@@ -111,7 +111,7 @@ class ServerStorage(OwnedSessions):
         self, request: web.Request, response: web.StreamResponse, session: Session
     ) -> None:
         """Store the session and set its cookie; delete both if the session is empty."""
-        if session.empty and session.new and not self._has_cookie(request, response):
+        if session.new and session.empty and not self._has_cookie(request, response):
             return
         if await self._store(session):
             identity = "" if session.empty else str(session.identity)

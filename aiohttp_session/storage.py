@@ -20,6 +20,7 @@ from .log import RateLimited, log
 
 # The parser whose results find_cookie reproduces is that of aiohttp 3.13.3 and later.
 _PARSER_IS_KNOWN = tuple(map(int, re.findall(r"\d+", aiohttp.__version__)[:3])) >= (3, 13, 3)
+_COOKIE = hdrs.COOKIE
 _COOKIE_LIMIT = 4096  # bytes: what a browser must keep at least (RFC 6265, 6.1)
 _TOO_LARGE = (
     "The session cookie has %d bytes. Browsers drop cookies of more than %d, and the session with "
@@ -134,8 +135,8 @@ class AbstractStorage(abc.ABC):
                 raise ValueError("partitioned=True needs secure=True")
             self._cookie_params["partitioned"] = True
         self._strict_cookies = strict_cookies
-        self._name_read = ""  # for which the next one holds
-        self._reads_strictly = False
+        self._name_read = ""  # for which the next one finds the value
+        self._find: Callable[[str, str], str | bool | None] = find_strict
         self._max_age = max_age
         # Typed as Any for subclasses written against the reference package, where it gives str.
         self._encoder: Any = dumps if encoder is None else encoder
@@ -183,23 +184,26 @@ class AbstractStorage(abc.ABC):
         """Return the value of the session's cookie, or None if the request has none."""
         name = self._cookie_name
         if name is not self._name_read:
-            self._reads_strictly = self._strict_cookies or has_prefix(name)
-            self._name_read = name
-        strict = self._reads_strictly
-        if strict or _PARSER_IS_KNOWN:
-            header = request.headers.get(hdrs.COOKIE)
-            if header is None:
-                return None
-            value = find_strict(header, name) if strict else find_cookie(header, name)
-            if not isinstance(value, bool):
-                return value
-            if strict:
-                self._several.log()
-                return None
+            self._find, self._name_read = self._choose_finder(name), name
+        header = request.headers.get(_COOKIE)
+        if header is None:
+            return None
+        value = self._find(header, name)
+        if value is not False:
+            return value  # type: ignore[return-value]
+        if self._find is find_strict:
+            self._several.log()
+            return None
         try:
             return request.cookies.get(name)
         except CookieError:  # aiohttp before 3.12, for a foreign cookie with an illegal name
             return None
+
+    def _choose_finder(self, name: str) -> Callable[[str, str], str | bool | None]:
+        """Choose what finds a cookie of that name in a header; False means that it can't tell."""
+        if self._strict_cookies or has_prefix(name):
+            return find_strict
+        return find_cookie if _PARSER_IS_KNOWN else lambda header, name: False
 
     def save_cookie(
         self, response: web.StreamResponse, cookie_data: str, *, max_age: int | None = None

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from functools import lru_cache, partial
+from time import monotonic
 from typing import Any, TypeVar
 
 from aiohttp_session._core import write_command
@@ -88,14 +89,16 @@ class RedisStore(Store):
         operation: Operation = (
             key,
             write_command(b"SET", key.encode(), payload, *_set_options(ttl, condition)),
-            partial(_set, payload, ttl, condition),
+            lambda client, key: client.set(
+                key, payload, ex=ttl, xx=condition is _XX, nx=condition is _NX
+            ),
             WRITE,
         )
-        future = self._servers.get().submit(operation, len(payload))
-        since = future.get_loop().time()
+        began = monotonic()
         try:
-            return bool(await future)
+            return bool(await self._servers.get().submit(operation, len(payload)))
         except UnsettledError as unsettled:
+            since = asyncio.get_running_loop().time() - (monotonic() - began)
             if await self._was_set(key, payload, ttl, since, unsettled):
                 return True
             raise
@@ -257,14 +260,6 @@ def _is_refused(error: Exception) -> bool:
 
 def _get(client: Any, key: str) -> Awaitable[Any]:
     return client.get(key)  # type: ignore[no-any-return]
-
-
-def _set(
-    payload: bytes, ttl: int | None, condition: bytes, client: Any, key: str
-) -> Awaitable[Any]:
-    return client.set(  # type: ignore[no-any-return]
-        key, payload, ex=ttl, xx=condition is _XX, nx=condition is _NX
-    )
 
 
 def _delete(client: Any, key: str) -> Awaitable[Any]:
