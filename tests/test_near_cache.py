@@ -486,7 +486,7 @@ async def test_what_is_written_while_another_connection_writes_it_too_is_not_kep
     here: Process,
 ) -> None:
     other = asyncio.get_running_loop().create_future()
-    innermost(here.storage)._tracking.note((("k", b"", None, WRITE), other, 0, False, 0.0))
+    innermost(here.storage)._tracking.note((("k", b"", (), WRITE), other, 0, False, 0.0))
     await here.near.create("k", b"1", 60)
     await here.settle()
     assert here.near.near_cache_info().records == 0

@@ -379,7 +379,7 @@ async def test_a_slot_that_has_no_node_is_looked_up(
     for known in (0, failures):
         failed = known
         since = asyncio.get_running_loop().time()
-        again = ("k", write_command(b"GET", b"k"), lambda client, key: client.get(key), READ)
+        again = ("k", write_command(b"GET", b"k"), (lambda client, key: client.get(key),), READ)
         assert await routes.resubmit(again, since) == b"1"
     await storage.finish()
     await client.aclose()

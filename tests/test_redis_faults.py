@@ -437,7 +437,7 @@ async def test_when_all_tasks_are_cancelled_the_storage_can_go_on(
     load = (
         innermost(storage)
         ._servers.get()
-        .submit(("k", write_command(b"GET", b"k"), lambda client, key: client.get(key), READ))
+        .submit(("k", write_command(b"GET", b"k"), (lambda client, key: client.get(key),), READ))
     )
     await until(lambda: proxy.held_requests)
     server = innermost(storage)._servers.get()

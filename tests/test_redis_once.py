@@ -215,8 +215,8 @@ async def test_a_write_that_was_not_sent_is_sent_by_another_connection(
     server = store._servers.get()
     pipeline = server._pipeline
     pipeline.give_up()
-    operation = ("k", write_command(b"SET", b"k", b"1"), None, WRITE)
-    cancelled = pipeline.submit(("k", write_command(b"SET", b"k", b"2"), None, WRITE))
+    operation = ("k", write_command(b"SET", b"k", b"1"), (), WRITE)
+    cancelled = pipeline.submit(("k", write_command(b"SET", b"k", b"2"), (), WRITE))
     cancelled.cancel()
     assert await pipeline.submit(operation) == b"OK"
     await store.finish()

@@ -30,11 +30,11 @@ async def no_call(client: Any, key: str) -> None:
 
 
 def get(key: str) -> Operation:
-    return key, write_command(b"GET", key.encode()), no_call, READ
+    return key, write_command(b"GET", key.encode()), (no_call,), READ
 
 
 def put(key: str, value: bytes) -> Operation:
-    return key, write_command(b"SET", key.encode(), value), no_call, WRITE
+    return key, write_command(b"SET", key.encode(), value), (no_call,), WRITE
 
 
 class Owner:

@@ -169,4 +169,4 @@ async def test_a_transaction_needs_a_node_that_has_the_record() -> None:
     client.get_node_from_key.side_effect = KeyError
     cluster = Cluster(client, PATIENCE)
     with pytest.raises(ConnectionError, match="No node"):
-        cluster.submit_transaction(("k", b"", client, WRITE), 0)
+        cluster.submit_transaction(("k", b"", (client,), WRITE), 0)

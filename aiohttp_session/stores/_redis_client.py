@@ -11,7 +11,7 @@ from typing import Any
 
 from aiohttp_session.log import log
 
-from ._redis_pipeline import READ, Operation
+from ._redis_pipeline import READ, Operation, do
 
 WORKERS = 4  # connections of a server in use at the same time, beside the one that is shared
 _METHODS = ("get", "set", "delete", "eval", "execute_command")
@@ -101,15 +101,14 @@ def is_pipelined(connection: Any) -> bool:
 
 async def call(client: Any, operation: Operation) -> Any:
     """Do an operation by a client's own methods, whose rules for retries hold."""
-    key, _, method, fate = operation
-    for _ in range(3 if fate is READ else 0):
+    for _ in range(3 if operation[3] is READ else 0):
         try:
-            return _encoded(await method(client, key))
+            return _encoded(await do(operation, client))
         except (AttributeError, TypeError):
             # redis-py's cluster client has closed connections that others use, since a slot
             # moved; what they hold, or call, is None now.
             pass
-    return _encoded(await method(client, key))
+    return _encoded(await do(operation, client))
 
 
 def _encoded(reply: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Iterable
 from typing import Any, Protocol, TypeAlias
 
 from aiohttp_session._core import FutureGroup, answer, read_replies
@@ -31,11 +31,17 @@ class UnsentError(Exception):
     """A connection was closed before operations were written to it."""
 
 
-# An operation: its key; what it sends; what does the same by the client's own methods; and its
-# fate: whether it may be done a second time, or how it was lost. A plain tuple, as a NamedTuple
-# takes 0.3 µs to make.
+# An operation: its key; what it sends; what does the same by the client's own methods, a function
+# with its arguments behind the client and the key; and its fate: whether it may be done a second
+# time, or how it was lost. Plain tuples: a NamedTuple takes 0.3 µs to make, a partial 0.1 µs.
 READ, WRITE = "read", "write"
-Operation: TypeAlias = tuple[str, bytes, Callable[[Any, str], Awaitable[Any]], "str | LostError"]
+Operation: TypeAlias = tuple[str, bytes, tuple[Any, ...], "str | LostError"]
+
+
+def do(operation: Operation, client: Any) -> Awaitable[Any]:
+    """Begin an operation by the client's own methods."""
+    key, _, (function, *arguments), _ = operation
+    return function(client, key, *arguments)  # type: ignore[no-any-return]
 
 
 class Owner(Protocol):

@@ -25,6 +25,7 @@ from ._redis_pipeline import (
     Operation,
     PipelinedConnection,
     UnsentError,
+    do,
 )
 from ._redis_resp import is_asking, is_final, is_misplaced, is_reply
 from ._redis_tracking import Tracking
@@ -36,7 +37,7 @@ _PAUSE = 0.05  # seconds: how much longer each of them waits than the one before
 _ASKING: Operation = (
     "",
     write_command(b"ASKING"),
-    lambda client, _: client.execute_command("ASKING"),
+    (lambda client, _: client.execute_command("ASKING"),),
     READ,
 )
 
@@ -367,7 +368,7 @@ class Server:
         """
         if not operation[1]:
             connection, client = await self._checkout.take()
-            doing = operation[2](connection, operation[0])
+            doing = do(operation, connection)
             return await self._settle(await self._use(connection, client, doing, owes=True))
         operations = [_ASKING, operation] if is_asking else [operation]
         return await self._settle((await self._exchange(operations))[-1])

@@ -133,20 +133,19 @@ class TrackedConnection(PipelinedConnection, Link):
             self._begin()
         key, packed, _, fate = operation
         future = self._futures.create_future()
-        self._pending.append((operation, future, 0, False, self._used))
         self._unsent.append(packed)
+        self._pending.append((operation, future, 0, False, self._used))
         if fate is READ:
             self._tokens.append(self._records.ask(key))
-        else:
+        elif packed.startswith(_DELETION):
             self._tokens.append(None)
-            if packed.startswith(_DELETION):
-                self._records.forget(key)
-            elif (token := self._records.ask_behind(key)) is not None:
-                # Redis forgets that we know a key when we write it. For a few bytes more, the next
-                # read need not ask.
-                self._unsent.append(write_command(b"GET", key.encode()))
-                self._pending.append(self._behind)
-                self._tokens.append(token)
+            self._records.forget(key)
+        else:
+            # Redis forgets that we know a key when we write it. For a few bytes more, the next read
+            # need not ask.
+            self._unsent.append(write_command(b"GET", key.encode()))
+            self._pending.append(self._behind)
+            self._tokens += None, self._records.ask_behind(key)
         if is_first:
             self._schedule()
         return future
@@ -244,9 +243,6 @@ class TrackedConnection(PipelinedConnection, Link):
         self.leave()
 
 
-async def _no_call(client: Any, key: str) -> None:
-    """Stand for what does a command that is never repeated."""
-
-
-_OWN: Operation = ("", b"", _no_call, READ)
-_BEHIND: Operation = ("", b"", _no_call, READ)
+# Two of them, so they must not be equal; neither is ever repeated.
+_OWN: Operation = ("", b"", ("own",), READ)
+_BEHIND: Operation = ("", b"", ("behind",), READ)

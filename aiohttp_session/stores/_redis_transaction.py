@@ -10,7 +10,7 @@ from ._redis_fence import exchange
 
 
 async def swap_by_transaction(
-    connection: Any, key: str, *, expected: bytes, payload: bytes, ttl: int | None
+    connection: Any, key: str, expected: bytes, payload: bytes, ttl: int | None
 ) -> Any:
     """Replace a record if it still is the expected one; two round trips.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
-from functools import lru_cache, partial
+from functools import lru_cache
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -73,7 +73,7 @@ class RedisStore(Store):
 
     def read(self, key: str) -> asyncio.Future[bytes | None]:
         """Return the record under a key."""
-        operation: Operation = (key, write_command(b"GET", key.encode()), _get, READ)
+        operation: Operation = (key, write_command(b"GET", key.encode()), (_get,), READ)
         record: asyncio.Future[bytes | None] = self._servers.get().submit(operation, droppable=True)
         return record
 
@@ -89,9 +89,7 @@ class RedisStore(Store):
         operation: Operation = (
             key,
             write_command(b"SET", key.encode(), payload, *_set_options(ttl, condition)),
-            lambda client, key: client.set(
-                key, payload, ex=ttl, xx=condition is _XX, nx=condition is _NX
-            ),
+            (_set, payload, ttl, condition),
             WRITE,
         )
         began = monotonic()
@@ -124,7 +122,7 @@ class RedisStore(Store):
             if await _repeat(lambda: self._swap(key, expected, payload, ttl, since)):
                 return True
             packed = write_command(b"GET", key.encode())
-            operation: Operation = (key, packed, _get, READ)
+            operation: Operation = (key, packed, (_get,), READ)
             if await self._servers.get().resubmit(operation, since) == payload:
                 return True
             raise
@@ -145,7 +143,7 @@ class RedisStore(Store):
             operation: Operation = (
                 key,
                 write_command(b"EVAL", _SWAP.encode(), b"1", *arguments),
-                lambda client, _: client.eval(_SWAP, 1, *arguments),
+                (_swap, *arguments),
                 WRITE,
             )
             size = len(expected) + len(payload)
@@ -164,14 +162,14 @@ class RedisStore(Store):
         operation = (
             key,
             b"",
-            partial(swap_by_transaction, expected=expected, payload=payload, ttl=ttl),
+            (swap_by_transaction, expected, payload, ttl),
             WRITE,
         )
         return bool(await server.submit_transaction(operation, since))
 
     async def delete(self, key: str) -> None:
         """Delete a record, if there is one."""
-        operation: Operation = (key, write_command(b"DEL", key.encode()), _delete, WRITE)
+        operation: Operation = (key, write_command(b"DEL", key.encode()), (_delete,), WRITE)
         server = self._servers.get()
         future = server.submit(operation)
         since = future.get_loop().time()
@@ -260,6 +258,18 @@ def _is_refused(error: Exception) -> bool:
 
 def _get(client: Any, key: str) -> Awaitable[Any]:
     return client.get(key)  # type: ignore[no-any-return]
+
+
+def _set(
+    client: Any, key: str, payload: bytes, ttl: int | None, condition: bytes
+) -> Awaitable[Any]:
+    return client.set(  # type: ignore[no-any-return]
+        key, payload, ex=ttl, xx=condition is _XX, nx=condition is _NX
+    )
+
+
+def _swap(client: Any, _: str, *arguments: bytes) -> Awaitable[Any]:
+    return client.eval(_SWAP, 1, *arguments)  # type: ignore[no-any-return]
 
 
 def _delete(client: Any, key: str) -> Awaitable[Any]:
