@@ -7,7 +7,7 @@ import string
 from functools import lru_cache
 from typing import Any
 
-__all__ = ("find_cookie", "find_strict", "join_token", "quote")
+__all__ = ("find_cookie", "find_strict", "join_token", "quote", "same_items")
 
 _is_name = lru_cache(maxsize=64)(re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII).fullmatch)
 # Characters to delete from bytes, which is the fastest way to see whether there are others.
@@ -173,3 +173,11 @@ def join_token(prefix: str, text: str, limit: int) -> str | None:
     :param limit: characters that the text may have.
     """
     return prefix + text if quote(text) == text and len(text) <= limit else None
+
+
+def same_items(one: dict[Any, Any], other: object) -> bool:
+    """Tell whether a dict has the items of another one, whatever a subclass makes of ``==``.
+
+    It is quick to see for a copy.
+    """
+    return dict.__eq__(one, other) is True

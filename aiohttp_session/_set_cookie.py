@@ -11,7 +11,7 @@ from typing import Any
 
 from aiohttp import web
 
-from ._core import quote
+from ._core import quote, same_items
 from .cookie_rules import objection
 from .log import log
 
@@ -46,7 +46,7 @@ class CookieWriter:
         :return: the length of the cookie in bytes: name, value and attributes.
         :raises http.cookies.CookieError: for a name that is reserved or no token.
         """
-        if max_age is not None or params != self._params or name != self._name:
+        if max_age is not None or name != self._name or not same_items(self._params, params):
             self._forget(name, params)
         lifetime = max_age if value else "delete"
         style = self._styles.get(lifetime) or self._make_style(lifetime)
@@ -69,7 +69,7 @@ class CookieWriter:
 
     def _forget(self, name: str, params: Mapping[str, Any]) -> None:
         """Drop the styles of another second, or of other params."""
-        if params != self._params or name != self._name:
+        if name != self._name or not same_items(self._params, params):
             self._params, self._name = dict(params), name
             self._styles.clear()
             if not self._warned and (text := objection(name, params)) is not None:
@@ -150,13 +150,13 @@ class _WrittenMorsel(Morsel[str]):
     def output(self, attrs: Any = None, header: str = "Set-Cookie:") -> str:
         style = self._style
         # As below, in one call less: it is this that aiohttp makes.
-        if attrs is None and style is not None and dict.__eq__(self, style.attributes):
+        if attrs is None and style is not None and same_items(self, style.attributes):
             return f"{header} {self._key}={self._coded_value}{style.tail}"
         return super().output(attrs, header)
 
     def OutputString(self, attrs: Any = None) -> str:  # noqa: N802 - Morsel's name
         style = self._style
-        if attrs is None and style is not None and dict.__eq__(self, style.attributes):
+        if attrs is None and style is not None and same_items(self, style.attributes):
             return f"{self._key}={self._coded_value}{style.tail}"
         return self.write(attrs)
 

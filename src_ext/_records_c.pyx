@@ -97,6 +97,6 @@ cdef class KeptRecords:
     end_change = _records_py.KeptRecords.end_change
 
     cdef _drop(self, key):
-        kept = self._pop(key, None)
-        if kept is not None:
-            self.bytes -= len(key) + len((<tuple>kept)[0])
+        if PyDict_GetItemWithError(self.by_key, key) is not NULL:  # mostly it isn't there any more
+            payload, _ = <tuple>self._pop(key)
+            self.bytes -= len(key) + len(payload)

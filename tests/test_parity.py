@@ -244,6 +244,32 @@ def test_cookies_of_other_types(header: Any) -> None:
     same(_cookies_c, _cookies_py, "quote", header)
 
 
+class Odd(dict[Any, Any]):
+    """A dict that equals nothing."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return False
+
+    __hash__ = None
+
+
+ITEMS = st.lists(
+    st.tuples(
+        st.sampled_from(["a", "b", "c", 1]), st.sampled_from([None, 1, 1.0, True, math.nan, "1"])
+    ),
+    max_size=4,
+)
+
+
+@given(ITEMS, ITEMS, st.sampled_from([dict, Odd]), st.sampled_from([dict, Odd]))
+def test_same_items(one: Any, other: Any, kind: type, other_kind: type) -> None:
+    for items in (other, one, one[::-1], [(key, value) for key, value in one if value]):
+        same(_cookies_c, _cookies_py, "same_items", kind(one), other_kind(items))
+    same(_cookies_c, _cookies_py, "same_items", kind(one), list(one))
+
+
 def encrypt(nonce: bytes, message: bytes, associated: bytes) -> bytes:
     return message[::-1] + nonce[:4] + associated
 

@@ -159,6 +159,10 @@ def cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
             [("N_", "id", 9), ("é_", "id", 9), ("N_", "id", 1), ("N_", "é", 9), ("N_", 1, 9)],
         ),
         "quote": (_cookies_c.quote, [("plain",), ('{"a": 1, "b": ";"}',), ("é",)]),
+        "same_items": (
+            _cookies_c.same_items,
+            [({"a": 1}, {"a": 1}), ({"a": 1}, {"a": 2}), ({}, []), ({"a": ()}, {"b": ()})],
+        ),
         "seal_siv": (
             _sealing_c.seal_siv,
             [(lambda _, message, __: message, bytes(12), 1, b"{}", "N"), (len, b"", 1, b"", "é")],
