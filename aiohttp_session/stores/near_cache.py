@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakSet
+
+from aiohttp_session._core import answered
 
 from . import Store
 from .kept_records import KeptRecords
@@ -67,14 +69,14 @@ class NearCache(Store):
         """Seconds after which an operation fails."""
         return self.store.timeout
 
-    async def read(self, key: str) -> bytes | None:
+    def read(self, key: str) -> Awaitable[bytes | None]:
         """Return the record under a key: the one that is kept, or that of the store."""
         payload = self._records.get().get(key)
-        return payload if payload is not None else await self.store.read(key)
+        return self.store.read(key) if payload is None else answered(payload)
 
-    async def read_latest(self, key: str) -> bytes | None:
+    def read_latest(self, key: str) -> Awaitable[bytes | None]:
         """Return the record under a key as the store has it now."""
-        return await self.store.read(key)
+        return self.store.read(key)
 
     # Whoever does these forgets what was kept: it knows in which order they and the answers come.
 
