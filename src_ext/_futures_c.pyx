@@ -261,7 +261,7 @@ cdef int _give(future, reply) except -1:
 def answered(value):
     """Return what gives a value at once when it is awaited, once."""
     cdef _Answered answer = _Answered.__new__(_Answered)
-    answer.value = value
+    answer._value = value
     return answer
 
 
@@ -270,7 +270,7 @@ def answered(value):
 @cython.auto_pickle(False)
 @cython.freelist(8)
 cdef class _Answered:
-    cdef object value
+    cdef object _value
 
     def __await__(self):
         return self
@@ -279,7 +279,7 @@ cdef class _Answered:
         return self
 
     def __next__(self):
-        raise StopIteration(self.value)
+        raise StopIteration(self._value)
 
 
 # What these do as iterators. In C they can end as CPython's own futures do: with neither an
@@ -296,9 +296,9 @@ cdef PyObject* _next(PyObject* self) noexcept:
 
 cdef PyObject* _next_answered(PyObject* self) noexcept:
     cdef _Answered answer = <_Answered>self
-    if _is_special(answer.value):
+    if _is_special(answer._value):
         return _general_next_answered(self)
-    PyErr_SetObject(StopIteration, answer.value)
+    PyErr_SetObject(StopIteration, answer._value)
     return NULL
 
 
