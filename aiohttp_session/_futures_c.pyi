@@ -1,12 +1,10 @@
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Iterable
-from typing import Any, TypeVar, final
+from collections.abc import Iterable
+from typing import Any, final
 
 from ._core import KeptRecords
 from ._records_py import Link
-
-_T = TypeVar("_T")
 
 @final
 class FutureGroup:
@@ -23,4 +21,3 @@ def answer_tracked(
     records: KeptRecords,
     link: Link | None,
 ) -> None: ...
-def answered(value: _T) -> Awaitable[_T]: ...

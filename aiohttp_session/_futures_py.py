@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar, final
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, final
 from weakref import ref
 
 if TYPE_CHECKING:
     from ._core import KeptRecords
     from ._records_py import Link
 
-__all__ = ("FutureGroup", "answer", "answer_tracked", "answered")
-
-_T = TypeVar("_T")
+__all__ = ("FutureGroup", "answer", "answer_tracked")
 
 
 @final
@@ -81,12 +79,3 @@ def answer_tracked(
             token(reply)
         if not future.done():
             future.set_result(reply)
-
-
-def answered(value: _T) -> Awaitable[_T]:
-    """Return what gives a value at once when it is awaited, once."""
-    return _answer_now(value)
-
-
-async def _answer_now(value: _T) -> _T:
-    return value

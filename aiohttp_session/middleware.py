@@ -12,7 +12,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
 
 from . import unavailable
-from ._core import Session, answered, log_what_is_missed, unsaved
+from ._core import Session, log_what_is_missed, unsaved
 from .lifecycle import LifecycleStorage
 from .log import log
 from .server_storage import ServerStorage
@@ -152,30 +152,12 @@ def setup(app: web.Application, storage: AbstractStorage, *, name: str | None = 
     if app.middlewares and not unavailable.answers_in(app):
         app.middlewares.insert(0, unavailable.guard(app))  # outside of all others
     app.middlewares.append(middleware)
-
-    async def finish(app: web.Application) -> None:
-        loop = asyncio.get_running_loop()
-        saves = [task for task in list(_late_saves) if task.get_loop() is loop]
-        await asyncio.gather(*saves, return_exceptions=True)
-        if isinstance(storage, ServerStorage):
-            await storage.finish()
-
-    app.on_response_prepare.append(_stream_saver(storage, *_keys(name)))
-    app.on_cleanup.insert(0, finish)  # before the application closes its client
-
-
-def _stream_saver(
-    storage: AbstractStorage, session_key: str, storage_key: str
-) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
-    """Make what saves the session of a streamed response before its headers are sent."""
-
-    def save_stream(request: web.Request, response: web.StreamResponse) -> Awaitable[None]:
-        # A web.Response was saved by the middleware, or is none of a handler's (error 500).
-        if isinstance(response, web.Response) or request.get(storage_key) is not storage:
-            return answered(None)  # as nearly always: a coroutine would take longer
-        return save_before_headers(request, response)
+    session_key, storage_key = _keys(name)
 
     async def save_before_headers(request: web.Request, response: web.StreamResponse) -> None:
+        # A web.Response was saved by the middleware, or is none of a handler's (error 500).
+        if isinstance(response, web.Response) or request.get(storage_key) is not storage:
+            return
         if (session := unsaved(request.get(session_key))) is not None:
             with unavailable.noted():
                 await storage.save_session(request, response, session)
@@ -184,7 +166,15 @@ def _stream_saver(
             _refresh_header(response, storage.cookie_name)
         request[_STARTED_KEY] = True
 
-    return save_stream
+    async def finish(app: web.Application) -> None:
+        loop = asyncio.get_running_loop()
+        saves = [task for task in list(_late_saves) if task.get_loop() is loop]
+        await asyncio.gather(*saves, return_exceptions=True)
+        if isinstance(storage, ServerStorage):
+            await storage.finish()
+
+    app.on_response_prepare.append(save_before_headers)
+    app.on_cleanup.insert(0, finish)  # before the application closes its client
 
 
 def _check_neighbours(

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiohttp_session._core import FutureGroup, answered
+from aiohttp_session._core import FutureGroup
 
 Make = Callable[[], "asyncio.Future[Any]"]
 variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable", default=0)
@@ -205,8 +205,6 @@ async def test_any_result_is_handed_over(result: object) -> None:
     assert await task is result
     assert await future is result
     assert await asyncio.wait_for(future, 60) is result
-    assert await answered(result) is result
-    assert await asyncio.wait_for(answered(result), 60) is result
 
 
 STEPS = st.lists(

@@ -219,9 +219,9 @@ async def test_a_hit_takes_no_turn_of_the_event_loop() -> None:
     near = NearCache(MemoryStore(max_records=10), tracker, max_records=10)
     await near.create("k", b"1", None)
     tracker.keep("k", b"1")
-    reading = near.read("k").__await__()
+    reading = near.read("k")
     with pytest.raises(StopIteration) as done:
-        next(reading)
+        reading.send(None)
     assert done.value.value == b"1"
     assert await near.read_latest("k") == b"1"
     assert near.near_cache_info() == NearCacheInfo(records=1, bytes=2, hits=1, misses=0)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakSet
-
-from aiohttp_session._core import answered
 
 from . import Store
 from .kept_records import KeptRecords
@@ -69,14 +67,14 @@ class NearCache(Store):
         """Seconds after which an operation fails."""
         return self.store.timeout
 
-    def read(self, key: str) -> Awaitable[bytes | None]:
+    async def read(self, key: str) -> bytes | None:
         """Return the record under a key: the one that is kept, or that of the store."""
         payload = self._records.get().get(key)
-        return self.store.read(key) if payload is None else answered(payload)
+        return payload if payload is not None else await self.store.read(key)
 
-    def read_latest(self, key: str) -> Awaitable[bytes | None]:
+    async def read_latest(self, key: str) -> bytes | None:
         """Return the record under a key as the store has it now."""
-        return self.store.read(key)
+        return await self.store.read(key)
 
     # Whoever does these forgets what was kept: it knows in which order they and the answers come.
 
