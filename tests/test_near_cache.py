@@ -145,6 +145,13 @@ class TestKeptRecords:
         records.keep(token, b"1", live_link())
         assert records.get("k") is None
 
+    def test_nothing_is_kept_that_came_by_no_link(self) -> None:
+        records = KeptRecords(10, 1000)
+        records.keep(records.ask("k") or [], b"1", None)
+        assert records.get("k") is None
+        assert (len(records.by_key), records.bytes) == (0, 0)
+        assert records.ask("k") == ["k"]
+
     def test_nothing_and_large_records_are_not_kept(self) -> None:
         records = KeptRecords(10, 10**9)
         for payload in (None, b"x" * (32 * 1024 + 1)):

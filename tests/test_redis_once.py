@@ -14,6 +14,7 @@ from redis.backoff import NoBackoff
 
 from aiohttp_session._core import write_command
 from aiohttp_session.stores import UnsettledError, _redis_fence
+from aiohttp_session.stores import redis as redis_store
 from aiohttp_session.stores._redis_pipeline import WRITE
 from aiohttp_session.stores.redis import RedisStore
 from benchmarks import servers
@@ -390,3 +391,29 @@ async def test_where_the_fence_is_refused_an_unknown_fate_is_an_error(
         proxy.release()
         await store.finish()
     await direct.acl_deluser("web")
+
+
+async def test_the_time_of_a_write_whose_outcome_is_looked_up_counts_from_its_beginning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop, store = asyncio.get_running_loop(), RedisStore(Redis())
+    clock = iter([100.0, 107.0])
+
+    class Unsettled:
+        def submit(self, *_: object) -> asyncio.Future[Any]:
+            future = loop.create_future()
+            future.set_exception(UnsettledError())
+            return future
+
+    async def swap(*arguments: Any) -> bool:
+        *_, since = arguments
+        seen.append(since)
+        return True
+
+    seen: list[float] = []
+    monkeypatch.setattr(redis_store, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(store._servers, "get", Unsettled)
+    monkeypatch.setattr(store, "_swap", swap)
+    before = loop.time()
+    assert await store.update("k", b"1", 100)
+    assert before - 7 <= seen[0] <= loop.time() - 7
