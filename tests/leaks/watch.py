@@ -151,7 +151,10 @@ def cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
                 (lambda future: future.cancel("over"),),
             ],
         ),
-        "answer": (answer, [(b"record",), (1, b"", "a"), (None, b"x", 1, b"one too many")]),
+        "answer": (
+            answer,
+            [(b"record",), (2**40, b"two", "key"), (b"x", 2**41, b"3", b"one too many")],
+        ),
         "write_command": (_replies_c.write_command, [(b"GET", b"key"), (b"GET", "key"), ()]),
         "KeptRecords": (keep, [("a", b"x"), ("b", b""), ("a", bytes(99))]),
         "join_token": (
