@@ -115,8 +115,7 @@ def seal_siv(
     """
     if len(nonce) != NONCE_SIZE:
         raise ValueError(BAD_NONCE)
-    associated = SIV_VERSION + name.encode("utf-8")
-    sealed = encrypt(nonce, _TIME.pack(sealed_at) + payload, associated)
+    sealed = encrypt(nonce, _TIME.pack(sealed_at) + payload, _associated(name))
     return encode_base64(SIV_VERSION + nonce + sealed)
 
 
@@ -140,7 +139,7 @@ def open_siv(
     if len(sealed) < _SIV_BODY + _TAG_SIZE or not sealed.startswith(SIV_VERSION):
         return None
     nonce, ciphertext = sealed[1:_SIV_BODY], sealed[_SIV_BODY:]
-    associated = SIV_VERSION + name.encode("utf-8")
+    associated = _associated(name)
     for decrypt in decrypts:
         try:
             message = decrypt(nonce, ciphertext, associated)
@@ -150,6 +149,11 @@ def open_siv(
             return None
         return message[_TIME.size :], _TIME.unpack_from(message)[0]
     return None
+
+
+def _associated(name: str) -> bytes:
+    """Return what is authenticated with the cookie of a name."""
+    return SIV_VERSION + name.encode("utf-8")
 
 
 class FernetKey:

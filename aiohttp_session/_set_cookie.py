@@ -46,8 +46,11 @@ class CookieWriter:
         :return: the length of the cookie in bytes: name, value and attributes.
         :raises http.cookies.CookieError: for a name that is reserved or no token.
         """
-        if max_age is not None or name != self._name or not same_items(self._params, params):
-            self._forget(name, params)
+        if name != self._name or not same_items(self._params, params):
+            self._adopt(name, params)
+        if max_age is not None and (second := int(time.time())) != self._second:
+            self._second = second  # of which ``expires`` is
+            self._styles.clear()
         lifetime = max_age if value else "delete"
         style = self._styles.get(lifetime) or self._make_style(lifetime)
         cookies = response.cookies
@@ -67,17 +70,12 @@ class CookieWriter:
         cookies.setdefault(name, _WrittenMorsel.make(name, value, coded, style))
         return style.size + len(coded)
 
-    def _forget(self, name: str, params: Mapping[str, Any]) -> None:
-        """Drop the styles of another second, or of other params."""
-        if name != self._name or not same_items(self._params, params):
-            self._params, self._name = dict(params), name
-            self._styles.clear()
-            if not self._warned and (text := objection(name, params)) is not None:
-                self._warned = True
-                warnings.warn(text, stacklevel=2)
-        if (second := int(time.time())) != self._second:
-            self._second = second  # of which ``expires`` is
-            self._styles.clear()
+    def _adopt(self, name: str, params: Mapping[str, Any]) -> None:
+        self._params, self._name = dict(params), name
+        self._styles.clear()
+        if not self._warned and (text := objection(name, params)) is not None:
+            self._warned = True
+            warnings.warn(text, stacklevel=2)
 
     def _make_style(self, lifetime: float | str | None) -> _Style:
         params = self._params

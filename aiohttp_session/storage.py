@@ -20,7 +20,6 @@ from .log import RateLimited, log
 
 # The parser whose results find_cookie reproduces is that of aiohttp 3.13.3 and later.
 _PARSER_IS_KNOWN = tuple(map(int, re.findall(r"\d+", aiohttp.__version__)[:3])) >= (3, 13, 3)
-_COOKIE = hdrs.COOKIE
 _COOKIE_LIMIT = 4096  # bytes: what a browser must keep at least (RFC 6265, 6.1)
 _TOO_LARGE = (
     "The session cookie has %d bytes. Browsers drop cookies of more than %d, and the session with "
@@ -185,7 +184,7 @@ class AbstractStorage(abc.ABC):
         name = self._cookie_name
         if name is not self._name_read:
             self._find, self._name_read = self._choose_finder(name), name
-        header = request.headers.get(_COOKIE)
+        header = request.headers.get(hdrs.COOKIE)
         if header is None:
             return None
         value = self._find(header, name)

@@ -252,8 +252,9 @@ def same_items(one, other):
         while PyDict_Next(one, &position, &key, &value):
             PyDict_Next(other, &other_position, &other_key, &other_value)
             if key is not other_key or value is not other_value:
-                return _dict_equals(one, other) is True
-        return True
+                break
+        else:
+            return True
     return _dict_equals(one, other) is True
 
 

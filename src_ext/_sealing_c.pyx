@@ -268,7 +268,7 @@ def open_siv(decrypts, cookie, str name not None, wrong):
 cdef bytes _associated(str name):
     """Return what is authenticated with the cookie of a name."""
     if not PyUnicode_IS_ASCII(name):
-        return _sealing_py.SIV_VERSION + name.encode("utf-8")
+        return _sealing_py._associated(name)
     cdef Py_ssize_t size = PyUnicode_GET_LENGTH(name)
     cdef bytes associated = PyBytes_FromStringAndSize(NULL, 1 + size)
     _start(associated)[0] = SIV_VERSION

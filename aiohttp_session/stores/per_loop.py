@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from asyncio import AbstractEventLoop, get_running_loop
 from collections.abc import Callable
 from typing import Generic, TypeVar
 from weakref import WeakKeyDictionary, ref
@@ -19,13 +19,13 @@ class PerLoop(Generic[_T]):
 
     def __init__(self, make: Callable[[], _T]) -> None:
         self._make = make
-        self._objects: WeakKeyDictionary[AbstractEventLoop, _T] = WeakKeyDictionary()
+        self._objects: WeakKeyDictionary[asyncio.AbstractEventLoop, _T] = WeakKeyDictionary()
         self._lock = threading.Lock()
         self._latest: tuple[Callable[[], object], _T | None] = (lambda: None, None)
 
     def get(self) -> _T:
         """Return the object of the running loop."""
-        loop = get_running_loop()
+        loop = asyncio.get_running_loop()
         loop_of, value = self._latest  # one attribute, since threads meet here
         if loop_of() is loop:
             return value  # type: ignore[return-value]

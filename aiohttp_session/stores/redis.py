@@ -92,7 +92,7 @@ class RedisStore(Store):
             (_set, payload, ttl, condition),
             WRITE,
         )
-        began = monotonic()
+        began = monotonic()  # the time of the loop, which takes 0.1 µs more, only if it is needed
         try:
             return bool(await self._servers.get().submit(operation, len(payload)))
         except UnsettledError as unsettled:
