@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import string
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 __all__ = ("find_cookie", "find_strict", "join_token", "quote", "same_items")
 
@@ -38,7 +38,7 @@ _hides_control = re.compile(r"[\x00-\x1f\x7f]").search
 _ESCAPES = {"\\": r"\\", '"': r"\"", ",": r"\054", ";": r"\073"}  # backslashes go first
 
 
-def find_cookie(header: str, name: str) -> str | bool | None:
+def find_cookie(header: str, name: str) -> str | Literal[False] | None:
     """Find the value of one cookie in a Cookie header.
 
     :param header: the first Cookie header of a request.
@@ -66,7 +66,7 @@ def find_cookie(header: str, name: str) -> str | bool | None:
     return None
 
 
-def find_strict(header: str, name: str) -> str | bool | None:
+def find_strict(header: str, name: str) -> str | Literal[False] | None:
     """Find the value of one cookie in a Cookie header as browsers write it (RFC 6265bis, 5.8.3).
 
     A pair ends at a semicolon and nowhere else, its name goes up to the first ``=``, and spaces
@@ -97,7 +97,7 @@ def _is_regular(header: str) -> bool:
     return "\\" not in header and header.count(" ") == header.count("; ")
 
 
-def _find_quoted(header: str, name: str) -> str | bool | None:
+def _find_quoted(header: str, name: str) -> str | Literal[False] | None:
     """Find a cookie that is the only quoted one, as base64 with padding and JSON are."""
     before, found, rest = header.partition(f'{name}="')
     if not found or before[-2:] not in {"", "; "} or not _is_regular(before):
@@ -110,7 +110,7 @@ def _find_quoted(header: str, name: str) -> str | bool | None:
     return _unquote(rest[:end]) if _is_regular(after) else None
 
 
-def _find_among_odd(header: str, name: str) -> str | bool | None:
+def _find_among_odd(header: str, name: str) -> str | Literal[False] | None:
     found = None
     position = 0
     while position < len(header):
@@ -130,7 +130,7 @@ def _find_among_odd(header: str, name: str) -> str | bool | None:
     return _unquote(quoted[1:-1])
 
 
-def _unquote(value: str) -> str | bool:
+def _unquote(value: str) -> str | Literal[False]:
     """Undo the escapes of a quoted value; False if it hides a control character."""
     if "\\" not in value:
         return value

@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Callable
 from http.cookies import CookieError
-from typing import Any, NoReturn, TypedDict
+from typing import Any, Literal, NoReturn, TypedDict
 
 import aiohttp
 from aiohttp import hdrs, web
@@ -135,7 +135,7 @@ class AbstractStorage(abc.ABC):
             self._cookie_params["partitioned"] = True
         self._strict_cookies = strict_cookies
         self._name_read = ""  # for which the next one finds the value
-        self._find: Callable[[str, str], str | bool | None] = find_strict
+        self._find: Callable[[str, str], str | Literal[False] | None] = find_strict
         self._max_age = max_age
         # Typed as Any for subclasses written against the reference package, where it gives str.
         self._encoder: Any = dumps if encoder is None else encoder
@@ -189,7 +189,7 @@ class AbstractStorage(abc.ABC):
             return None
         value = self._find(header, name)
         if value is not False:
-            return value  # type: ignore[return-value]
+            return value
         if self._find is find_strict:
             self._several.log()
             return None
@@ -198,7 +198,7 @@ class AbstractStorage(abc.ABC):
         except CookieError:  # aiohttp before 3.12, for a foreign cookie with an illegal name
             return None
 
-    def _choose_finder(self, name: str) -> Callable[[str, str], str | bool | None]:
+    def _choose_finder(self, name: str) -> Callable[[str, str], str | Literal[False] | None]:
         """Choose what finds a cookie of that name in a header; False means that it can't tell."""
         if self._strict_cookies or has_prefix(name):
             return find_strict
