@@ -1,10 +1,17 @@
 import asyncio
 from collections import deque
-from collections.abc import Iterable
-from typing import Any, final
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, TypeVar, final
 
 from ._core import KeptRecords
 from ._records_py import Link
+
+_T = TypeVar("_T")
+
+@final
+class PerLoop(Generic[_T]):
+    def __init__(self, make: Callable[[], _T]) -> None: ...
+    def get(self) -> _T: ...
 
 @final
 class FutureGroup:

@@ -1,18 +1,54 @@
-"""Futures for what many requests wait for at a time: the reference implementation."""
+"""What belongs to an event loop, and is asked for often: the reference implementation."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, final
-from weakref import ref
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
+from weakref import WeakKeyDictionary, ref
 
 if TYPE_CHECKING:
     from ._core import KeptRecords
     from ._records_py import Link
 
-__all__ = ("FutureGroup", "answer", "answer_tracked")
+__all__ = ("FutureGroup", "PerLoop", "answer", "answer_tracked")
+
+_T = TypeVar("_T")
+
+
+@final
+class PerLoop(Generic[_T]):
+    """An object for each event loop: a storage may serve several, one after another or in threads.
+
+    :param make: makes the object; it must not hold a reference to the loop.
+    """
+
+    def __init__(self, make: Callable[[], _T]) -> None:
+        self._make = make
+        self._objects: WeakKeyDictionary[asyncio.AbstractEventLoop, _T] = WeakKeyDictionary()
+        self._lock = threading.Lock()
+        self._latest: tuple[Callable[[], object], _T | None] = (lambda: None, None)
+
+    def get(self) -> _T:
+        """Return the object of the running loop.
+
+        :raises RuntimeError: if none is running.
+        """
+        loop = asyncio.get_running_loop()
+        loop_of, value = self._latest  # one attribute, since threads meet here
+        return value if loop_of() is loop else self._find(loop)  # type: ignore[return-value]
+
+    def _find(self, loop: asyncio.AbstractEventLoop) -> _T:
+        with self._lock:
+            value = self._objects.get(loop)
+            if value is None:
+                for other in [other for other in self._objects if other.is_closed()]:
+                    del self._objects[other]
+                value = self._objects[loop] = self._make()
+            self._latest = ref(loop), value
+        return value
 
 
 @final

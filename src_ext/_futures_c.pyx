@@ -1,10 +1,13 @@
 # cython: language_level=3, binding=False, autotestdict=False
 # cython: embedsignature=True, embedsignature.format=clinic
-"""Futures for what many requests wait for at a time, compiled: one callback of the loop for all."""
+"""What belongs to an event loop, compiled: an object for each, and futures that share a callback."""
 
-from asyncio import CancelledError, InvalidStateError, current_task
+import os
+import threading
+from asyncio import CancelledError, InvalidStateError, current_task, get_running_loop
 from contextvars import Context, copy_context
-from weakref import ref
+from types import GenericAlias
+from weakref import WeakKeyDictionary, ref
 
 cimport cython
 from cpython.object cimport PyObject, PyTypeObject
@@ -18,13 +21,71 @@ cdef extern from *:
         type->tp_iternext = next;
         return former;
     }
+
+    /* An event loop has hooks of its own for asynchronous generators, in the thread in which it
+       runs and as long as it does. */
+    static int is_known_to_run(PyObject *loop) {
+    #if PY_VERSION_HEX < 0x030C0000
+        PyObject *hook = PyThreadState_Get()->async_gen_firstiter;
+        return hook != NULL && PyMethod_Check(hook) && PyMethod_GET_SELF(hook) == loop;
+    #else
+        return 0;
+    #endif
+    }
     """
     ctypedef PyObject* (*iternextfunc)(PyObject*) noexcept
     iternextfunc replace_next(PyTypeObject* type, iternextfunc next)
+    bint is_known_to_run(object loop) noexcept
 
 cdef extern from "Python.h":
     bint PyExceptionInstance_Check(object value)
     void PyErr_SetObject(object kind, object value)
+
+
+# How many forks led to this process.
+cdef int forks = 0
+
+
+def _count_fork():
+    global forks
+    forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_count_fork)
+
+
+@cython.final
+cdef class PerLoop:
+    cdef readonly object _make, _objects, _lock
+    cdef public tuple _latest
+    cdef int _forks  # as they were when the latest loop was seen to run
+
+    __doc__ = _futures_py.PerLoop.__doc__
+    __class_getitem__ = classmethod(GenericAlias)
+
+    def __init__(self, make):
+        self._make = make
+        self._objects = WeakKeyDictionary()
+        self._lock = threading.Lock()
+        self._latest = (lambda: None, None)
+
+    def get(self):
+        """Return the object of the running loop.
+
+        :raises RuntimeError: if none is running.
+        """
+        loop_of, value = self._latest
+        loop = loop_of()
+        # Before Python 3.12, get_running_loop asks the system for the process's id each time.
+        if loop is None or self._forks != forks or not is_known_to_run(loop):
+            running = get_running_loop()
+            if running is not loop:
+                value = self._find(running)
+            self._forks = forks
+        return value
+
+    _find = _futures_py.PerLoop._find
 
 
 @cython.final

@@ -3,6 +3,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -478,6 +481,71 @@ def test_the_object_of_a_loop_goes_with_it(young_heap: None) -> None:
     del loop
     gc.collect()
     assert seen[0]() is None
+
+
+async def test_an_object_is_found_whoever_hooks_asynchronous_generators() -> None:
+    objects: PerLoop[list[int]] = PerLoop(list)
+    found = objects.get()
+    hooks = sys.get_asyncgen_hooks()
+    try:
+        for hook in (None, print, [].append):
+            sys.set_asyncgen_hooks(hook)  # type: ignore[arg-type]
+            assert objects.get() is found
+    finally:
+        sys.set_asyncgen_hooks(*hooks)
+    assert objects.get() is found
+
+
+def test_without_a_running_loop_there_is_no_object() -> None:
+    objects: PerLoop[list[int]] = PerLoop(list)
+
+    async def get() -> list[int]:
+        return objects.get()
+
+    asyncio.run(get())
+    with pytest.raises(RuntimeError, match="no running event loop"):
+        objects.get()
+
+
+AFTER_A_FORK = """
+import asyncio, os
+from aiohttp_session.stores.per_loop import PerLoop
+
+async def get():
+    return objects.get()
+
+async def main():
+    found = objects.get()
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        assert objects.get() is found
+        return
+    try:
+        objects.get()
+    except RuntimeError as error:
+        print(error, flush=True)
+    else:
+        print("its parent's", flush=True)
+    print(asyncio.run(get()) is found, flush=True)
+    os._exit(0)
+
+objects = PerLoop(object)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_child_process_does_not_find_the_object_of_its_parent(implementation: str) -> None:
+    pure = "1" if implementation == "python" else ""
+    done = subprocess.run(
+        [sys.executable, "-c", AFTER_A_FORK],
+        env={**os.environ, "AIOHTTP_SESSION_NO_EXTENSIONS": pure},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.stderr) == ("no running event loop\nFalse\n", "")
 
 
 def test_threads_do_not_mix_their_batches() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
+import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -235,6 +238,49 @@ async def test_a_hit_takes_no_turn_of_the_event_loop() -> None:
     assert near.timeout is None
     assert near.describe() == near.store.describe()
     await near.finish()
+
+
+WITHOUT_SYSTEM_CALLS = """
+import asyncio, ctypes, os, time
+time.monotonic = time.time = lambda: 1.7e9  # on some machines a look at the clock is a system call
+from aiohttp.test_utils import make_mocked_request
+from aiohttp_session.server_storage import ServerStorage
+from aiohttp_session.stores.memory import MemoryStore
+from aiohttp_session.stores.near_cache import NearCache
+from tests.test_near_cache import Tracker
+
+async def main():
+    tracker = Tracker()
+    near = NearCache(MemoryStore(max_records=1), tracker, max_records=1)
+    storage = ServerStorage(near)
+    tracker.keep("AIOHTTP_SESSION_id", b'{"created":1700000000,"session":{"a":1}}')
+    headers = {"Cookie": "AIOHTTP_SESSION=id"}
+    requests = [make_mocked_request("GET", "/", headers=headers) for _ in range(50)]
+    for i, request in enumerate(requests):
+        if i == 40:  # Python has the memory that it needs
+            PR_SET_SECCOMP, SECCOMP_MODE_STRICT = 22, 1
+            assert ctypes.CDLL(None).prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT, 0, 0, 0) == 0
+        session = await storage.load_session(request)
+        assert session["a"] == 1
+    os.write(1, f"{near.near_cache_info().hits} hits".encode())
+    os.getpid()  # this one kills
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has seccomp")
+def test_a_hit_makes_no_system_call(implementation: str) -> None:
+    if implementation == "python" and sys.version_info < (3, 12):
+        pytest.skip("asyncio's get_running_loop makes one")
+    pure = "1" if implementation == "python" else ""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_SYSTEM_CALLS],
+        env={**os.environ, "AIOHTTP_SESSION_NO_EXTENSIONS": pure},
+        check=False,
+        capture_output=True,
+    )
+    assert (done.stdout, done.stderr, done.returncode) == (b"50 hits", b"", -signal.SIGKILL)
 
 
 def test_each_event_loop_has_its_own() -> None:

@@ -94,6 +94,14 @@ def cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
         kept.begin_change("c")
         kept.end_change("c")
 
+    objects = _futures_c.PerLoop(list)
+
+    def find(loop: asyncio.AbstractEventLoop) -> None:
+        async def get() -> None:
+            objects.get(), objects.get()
+
+        loop.run_until_complete(get())
+
     loop = Loop()
     group = _futures_c.FutureGroup(loop)  # type: ignore[arg-type]
 
@@ -155,6 +163,7 @@ def cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
             answer,
             [(b"record",), (2**40, b"two", "key"), (b"x", 2**41, b"3", b"one too many")],
         ),
+        "PerLoop": (find, [(asyncio.new_event_loop(),), (asyncio.new_event_loop(),)]),
         "write_command": (_replies_c.write_command, [(b"GET", b"key"), (b"GET", "key"), ()]),
         "KeptRecords": (keep, [("a", b"x"), ("b", b""), ("a", bytes(99))]),
         "join_token": (
