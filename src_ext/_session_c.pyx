@@ -17,6 +17,7 @@ from inspect import signature
 from types import GenericAlias
 
 cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_Copy, PyDict_GetItemWithError, PyDict_Next
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
@@ -403,25 +404,30 @@ def restore(payload, identity, max_age):
     :return: None for any other payload, also for a damaged one and an expired session.
     """
     cdef Session session
-    try:
-        data = decode(payload)
-    except (ValueError, RecursionError):
-        return None
-    if type(data) is not dict:
-        return None
-    created = _get(<dict>data, "created", None)
-    stored = _get(<dict>data, "session", None)
+    cdef long long number
     owner = listed = None
-    if len(<dict>data) != 2:
-        max_age = _get(<dict>data, "max_age", max_age)
-        owner = _get(<dict>data, "owner", None)
-        listed = _get(<dict>data, "listed", None)
-        if len(<dict>data) != 2 + ("max_age" in data) + ("owner" in data) + ("listed" in data):
+    stored = _decode_contents(payload, &number)
+    if stored is not None:
+        created = number
+    else:
+        try:
+            data = decode(payload)
+        except (ValueError, RecursionError):
             return None
-        if owner is not None and not is_owner(owner):
+        if type(data) is not dict:
             return None
-        if listed is not None and not _is_time(listed):
-            return None
+        created = _get(<dict>data, "created", None)
+        stored = _get(<dict>data, "session", None)
+        if len(<dict>data) != 2:
+            max_age = _get(<dict>data, "max_age", max_age)
+            owner = _get(<dict>data, "owner", None)
+            listed = _get(<dict>data, "listed", None)
+            if len(<dict>data) != 2 + ("max_age" in data) + ("owner" in data) + ("listed" in data):
+                return None
+            if owner is not None and not is_owner(owner):
+                return None
+            if listed is not None and not _is_time(listed):
+                return None
     if not (_is_time(created) and type(stored) is dict and (max_age is None or _is_time(max_age))):
         return None
     if max_age is not None and _now() - created > max_age:
@@ -460,6 +466,34 @@ def fingerprint(mapping):
         equal types.
     """
     return _session_py.fingerprint(mapping)
+
+
+cdef object _decode_contents(payload, long long* created):
+    """Read what most payloads are: '{"created":N,"session":{...}}', in just these bytes.
+
+    The contents are decoded alone, which spares the object around them.
+
+    :return: None if it is anything else.
+    """
+    if type(payload) is not bytes:
+        return None
+    cdef const char* text = PyBytes_AS_STRING(payload)
+    cdef Py_ssize_t length = PyBytes_GET_SIZE(payload), i = 11
+    if length < 26 or memcmp(text, b'{"created":', 11) != 0:
+        return None
+    created[0] = 0
+    while c"0" <= text[i] <= c"9" and i < 11 + 15:
+        created[0] = 10 * created[0] + (text[i] - c"0")
+        i += 1
+    if i == 11 or text[11] == c"0" or length - i < 14 or memcmp(text + i, b',"session":{', 12) != 0:
+        return None
+    i += 11
+    if text[length - 2] != c"}" or text[length - 1] != c"}":
+        return None
+    try:
+        return decode(PyBytes_FromStringAndSize(text + i, length - 1 - i))
+    except (ValueError, RecursionError):
+        return None
 
 
 cdef object _now():

@@ -7,6 +7,7 @@ import collections
 import copy
 import enum
 import inspect
+import itertools
 import json
 import math
 import os
@@ -613,14 +614,19 @@ JSON_VALUES = st.recursive(
 TIMES = st.sampled_from(
     [NOW, NOW - 50, 0, 2**53 - 1, 2**53, -(2**53), 10**30, 1.5, True, None, "x"]
 )
-PAYLOADS = st.one_of(
+VALUES = st.one_of(
     st.fixed_dictionaries(
         {"created": TIMES | st.just(NOW), "session": st.dictionaries(KEY, JSON_VALUES)},
         optional={"max_age": TIMES | st.integers(-1, 100), "issued": TIMES, "other": st.none()},
     ),
     st.dictionaries(st.sampled_from(["created", "session", "max_age"]), TIMES | JSON_VALUES),
     JSON_VALUES,
-).map(json.dumps) | st.sampled_from(["", "{", "[" * 100_000, '{"created":1,"session":{"a":NaN}}'])
+)
+PAYLOADS = st.one_of(
+    VALUES.map(json.dumps),
+    VALUES.map(lambda value: json.dumps(value, separators=(",", ":"))),
+    st.sampled_from(["", "{", "[" * 100_000, '{"created":1,"session":{"a":NaN}}']),
+)
 
 
 def restored(payload: Any, max_age: Any) -> list[Any]:
@@ -642,6 +648,39 @@ def test_restore(payload: str, max_age: Any) -> None:
                     "id", data=loaded, new=False, max_age=loaded.get("max_age", max_age)
                 )
                 assert state(compiled) == state(plain)
+
+
+# A usual payload is told by its bytes: its parts, the usual one first.
+HEADS = ['{"created":', '{"created": ', '{ "created":', '{"a":1,"created":', '["created":', "{"]
+TIMES_WRITTEN = ["1", "0", "01", "-1", "1.5", "1e3", "", "x", "9" * 15, "9" * 16, str(2**64 + 5)]
+CONTENTS = [
+    *("{}", '{"a":1}', '{"a":{"b":{}}}', '{"a":[{}]}', ' {"a":1}', '{"a":NaN}', "[{}]", "1", "{"),
+    *('{"a":1},"max_age":9', '{"a":1},"max_age":{}', '{"a":1},"owner":"x"', '{"a":{}', "{1:{}}"),
+    *('{"a":1},"session":{"b":2}', '{"a":1},"created":2', '{"a":1,"a":{}}', '{"a":1,}', "{]"),
+    *('{"a":"}}', '{"a":"}"}', r'{"é":"\ud800"}', '{"a":' + "9" * 20 + "}"),
+    *("{" + '"a":{' * 2000 + "}" * 2001, '{"a":' * 500 + "{}" + "}" * 500),
+]
+TAILS = ["}", "}}", "", "]", "} ", "}\0", '}{"a":{}}']
+
+
+def test_what_looks_like_a_usual_payload() -> None:
+    seen = collections.Counter()
+    for number, contents in itertools.product(TIMES_WRITTEN, CONTENTS):
+        for head, tail in [*((head, "}") for head in HEADS), *((HEADS[0], tail) for tail in TAILS)]:
+            payload = f'{head}{number},"session":{contents}{tail}'
+            for text in (payload, payload.encode(), payload.encode()[:-1]):
+                compiled, pure = restored(text, None)
+                assert (compiled is None) == (pure is None), payload
+                assert pure is None or state(compiled) == state(pure), payload
+                seen[pure is None] += 1
+    assert min(seen[True], seen[False]) > 100
+
+
+@given(st.text('{}":,19', max_size=40).map('{{"created":1,"session":{{{}'.format))
+def test_what_begins_as_a_usual_payload(payload: str) -> None:
+    compiled, pure = restored(payload.encode(), None)
+    assert (compiled is None) == (pure is None)
+    assert pure is None or state(compiled) == state(pure)
 
 
 @given(st.dictionaries(KEY, JSON_VALUES), st.lists(STEPS))

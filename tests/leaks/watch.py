@@ -42,6 +42,13 @@ class Loop:
         self._calls.pop()()
 
 
+def find(objects: Any, loop: asyncio.AbstractEventLoop) -> None:
+    async def get() -> None:
+        objects.get(), objects.get()
+
+    loop.run_until_complete(get())
+
+
 def cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
     """Return what can be watched: functions, and the arguments that they are called with."""
     from cryptography.hazmat.primitives.ciphers import Cipher
@@ -95,13 +102,6 @@ def cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
         kept.end_change("c")
 
     objects = _futures_c.PerLoop(list)
-
-    def find(loop: asyncio.AbstractEventLoop) -> None:
-        async def get() -> None:
-            objects.get(), objects.get()
-
-        loop.run_until_complete(get())
-
     loop = Loop()
     group = _futures_c.FutureGroup(loop)  # type: ignore[arg-type]
 
@@ -163,7 +163,7 @@ def cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
             answer,
             [(b"record",), (2**40, b"two", "key"), (b"x", 2**41, b"3", b"one too many")],
         ),
-        "PerLoop": (find, [(asyncio.new_event_loop(),), (asyncio.new_event_loop(),)]),
+        "PerLoop": (find, [(objects, asyncio.new_event_loop()) for _ in range(2)]),
         "write_command": (_replies_c.write_command, [(b"GET", b"key"), (b"GET", "key"), ()]),
         "KeptRecords": (keep, [("a", b"x"), ("b", b""), ("a", bytes(99))]),
         "join_token": (
