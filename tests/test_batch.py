@@ -488,8 +488,9 @@ async def test_an_object_is_found_whoever_hooks_asynchronous_generators() -> Non
     found = objects.get()
     hooks = sys.get_asyncgen_hooks()
     try:
-        for hook in (None, print, [].append):
-            sys.set_asyncgen_hooks(hook)  # type: ignore[arg-type]
+        for somebody in (print, Store().hold):  # a function, and a method of no event loop
+            hook: Any = somebody
+            sys.set_asyncgen_hooks(hook)
             assert objects.get() is found
     finally:
         sys.set_asyncgen_hooks(*hooks)

@@ -664,7 +664,7 @@ TAILS = ["}", "}}", "", "]", "} ", "}\0", '}{"a":{}}']
 
 
 def test_what_looks_like_a_usual_payload() -> None:
-    seen = collections.Counter()
+    seen: collections.Counter[bool] = collections.Counter()
     for number, contents in itertools.product(TIMES_WRITTEN, CONTENTS):
         for head, tail in [*((head, "}") for head in HEADS), *((HEADS[0], tail) for tail in TAILS)]:
             payload = f'{head}{number},"session":{contents}{tail}'

@@ -101,7 +101,7 @@ def cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
         kept.begin_change("c")
         kept.end_change("c")
 
-    objects = _futures_c.PerLoop(list)
+    objects: _futures_c.PerLoop[list[int]] = _futures_c.PerLoop(list)
     loop = Loop()
     group = _futures_c.FutureGroup(loop)  # type: ignore[arg-type]
 
