@@ -11,7 +11,7 @@ from typing import Any, Literal
 from aiohttp import web
 
 from . import settling
-from ._core import Session
+from ._core import Session, decode, restore
 from ._options import Unpack, show_options
 from .lifecycle import LifecycleOptions
 from .log import log
@@ -98,7 +98,14 @@ class ServerStorage(OwnedSessions):
         identity = self.load_cookie(request)
         key = None if identity is None else self._keys.find(identity)
         record = None if key is None else await self.store.read(key)
-        if record is None or record.startswith(MOVED):
+        if record is None:
+            return Session(None, data=None, new=True, max_age=self.max_age)
+        if self._lifetime is None and self._touch_after is None and self._decoder is decode:
+            session = restore(record, identity, self.max_age)
+            if session is not None:  # as most are: there is no more to be asked of it
+                session._record = record
+                return session
+        if record.startswith(MOVED):
             return Session(None, data=None, new=True, max_age=self.max_age)
         session = self._restore(identity, record)
         if session is None:

@@ -16,6 +16,7 @@ from aiohttp_session._core import write_command
 from aiohttp_session.stores import UnsettledError, _redis_fence
 from aiohttp_session.stores import redis as redis_store
 from aiohttp_session.stores._redis_pipeline import WRITE
+from aiohttp_session.stores.per_loop import PerLoop
 from aiohttp_session.stores.redis import RedisStore
 from benchmarks import servers
 from benchmarks.servers import HOST, Server
@@ -412,7 +413,7 @@ async def test_the_time_of_a_write_whose_outcome_is_looked_up_counts_from_its_be
 
     seen: list[float] = []
     monkeypatch.setattr(redis_store, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(store._servers, "get", Unsettled)
+    monkeypatch.setattr(store, "_servers", PerLoop(Unsettled))
     monkeypatch.setattr(store, "_swap", swap)
     before = loop.time()
     assert await store.update("k", b"1", 100)
