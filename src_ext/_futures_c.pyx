@@ -6,7 +6,6 @@ import os
 import threading
 from asyncio import CancelledError, InvalidStateError, current_task, get_running_loop
 from contextvars import Context, copy_context
-from types import GenericAlias
 from weakref import WeakKeyDictionary, ref
 
 cimport cython
@@ -62,7 +61,6 @@ cdef class PerLoop:
     cdef int _forks  # as they were when the latest loop was seen to run
 
     __doc__ = _futures_py.PerLoop.__doc__
-    __class_getitem__ = classmethod(GenericAlias)
 
     def __init__(self, make):
         self._make = make
