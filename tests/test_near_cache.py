@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -37,6 +35,7 @@ from aiohttp_session.stores.memory import MemoryStore
 from aiohttp_session.stores.near_cache import NearCache, NearCacheInfo
 from benchmarks import servers
 from benchmarks.servers import HOST, Server
+from tests.programs import run
 from tests.proxy import Proxy
 from tests.stores import innermost
 from tests.waiting import PATIENCE, turns
@@ -273,14 +272,8 @@ asyncio.run(main())
 def test_a_hit_makes_no_system_call(implementation: str) -> None:
     if implementation == "python" and sys.version_info < (3, 12):
         pytest.skip("asyncio's get_running_loop makes one")
-    pure = "1" if implementation == "python" else ""
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_SYSTEM_CALLS],
-        env={**os.environ, "AIOHTTP_SESSION_NO_EXTENSIONS": pure},
-        check=False,
-        capture_output=True,
-    )
-    assert (done.stdout, done.stderr, done.returncode) == (b"50 hits", b"", -signal.SIGKILL)
+    printed = run(WITHOUT_SYSTEM_CALLS, implementation=implementation, returncode=-signal.SIGKILL)
+    assert printed == "50 hits"
 
 
 def test_each_event_loop_has_its_own() -> None:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable, MutableMapping
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +15,7 @@ from hypothesis import strategies as st
 from aiohttp_session import Session, _core
 from tests.conftest import Clock
 from tests.contract import json_containers, json_values, mutations
+from tests.programs import run
 
 NOW = 1_700_000_000
 
@@ -515,25 +512,10 @@ OPERATIONS = {
 
 def spring_traps(implementation: str) -> dict[str, list[Any]]:
     # What is freed is overwritten.
-    printed = run(TRAP, json.dumps(list(OPERATIONS)), implementation, PYTHONMALLOC="debug")
+    operations = json.dumps(list(OPERATIONS))
+    printed = run(TRAP, operations, implementation=implementation, PYTHONMALLOC="debug")
     results: dict[str, list[Any]] = json.loads(printed)
     return results
-
-
-def run(code: str, argument: str, implementation: str, **environment: str) -> str:
-    """Run code in a process of its own, which it may crash or never end; return its output."""
-    pure = "1" if implementation == "python" else ""
-    done = subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-c", code, argument],
-        env={**os.environ, "AIOHTTP_SESSION_NO_EXTENSIONS": pure, **environment},
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
 
 
 def test_a_key_or_a_value_may_change_the_session_under_an_operation(implementation: str) -> None:
@@ -597,7 +579,7 @@ print(json.dumps(results))
 
 
 def test_a_circle_ends_no_walk_too_late(implementation: str) -> None:
-    results = json.loads(run(CIRCLES, "", implementation))
+    results = json.loads(run(CIRCLES, implementation=implementation))
     assert [messages for _, messages in results] == [
         ["ValueError: session['x'][0]: circular reference"] * 2,
         ["ValueError: session['x']['b'][0]: circular reference"] * 2,
