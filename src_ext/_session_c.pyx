@@ -51,6 +51,15 @@ cdef enum:
 # Beyond it, no float can hold a time in seconds.
 cdef long long MAX_TIME = 2**53
 
+# A usual payload.
+cdef const char* HEAD = b'{"created":'
+cdef const char* NAME = b',"session":{'
+cdef enum:
+    HEAD_SIZE = 11
+    DIGITS = 15  # no number of so many is beyond MAX_TIME
+    NAME_SIZE = 11  # without the brace, which is the contents'
+    LEAST_SIZE = HEAD_SIZE + 1 + NAME_SIZE + 3
+
 cdef object _MISSING = MutableMapping._MutableMapping__marker
 cdef object _UNTAKEN = object()  # in place of a fingerprint, while no container was handed out
 
@@ -473,25 +482,28 @@ cdef object _decode_contents(payload, long long* created):
 
     The contents are decoded alone, which spares the object around them.
 
-    :return: None if it is anything else.
+    :return: None if it is anything else, or damaged.
     """
     if type(payload) is not bytes:
         return None
     cdef const char* text = PyBytes_AS_STRING(payload)
-    cdef Py_ssize_t length = PyBytes_GET_SIZE(payload), i = 11
-    if length < 26 or memcmp(text, b'{"created":', 11) != 0:
+    cdef Py_ssize_t length = PyBytes_GET_SIZE(payload), i = HEAD_SIZE
+    if length < LEAST_SIZE or memcmp(text, HEAD, HEAD_SIZE) != 0:
         return None
     created[0] = 0
-    while c"0" <= text[i] <= c"9" and i < 11 + 15:
+    while c"0" <= text[i] <= c"9" and i < HEAD_SIZE + DIGITS:
         created[0] = 10 * created[0] + (text[i] - c"0")
         i += 1
-    if i == 11 or text[11] == c"0" or length - i < 14 or memcmp(text + i, b',"session":{', 12) != 0:
+    if i == HEAD_SIZE or text[HEAD_SIZE] == c"0":  # no number, or perhaps none of JSON's
         return None
-    i += 11
+    if length - i < NAME_SIZE + 3 or memcmp(text + i, NAME, NAME_SIZE + 1) != 0:
+        return None
+    # With another member behind the contents, which may end so too, these are no JSON alone.
     if text[length - 2] != c"}" or text[length - 1] != c"}":
         return None
+    i += NAME_SIZE
     try:
-        return decode(PyBytes_FromStringAndSize(text + i, length - 1 - i))
+        return decode(PyBytes_FromStringAndSize(text + i, length - i - 1))
     except (ValueError, RecursionError):
         return None
 
