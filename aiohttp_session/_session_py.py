@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, MutableMapping
 from typing import Any
 
 from ._owner import check_owner, is_owner
-from ._payload_py import decode
+from ._payload_py import decode, encode
 
-__all__ = ("Session", "fingerprint", "restore", "unsaved")
+__all__ = ("Session", "fingerprint", "payload_of", "restore", "unsaved")
 
 _SCALARS = frozenset((str, int, float, bool, type(None)))
 _UNTAKEN: Any = object()  # in place of a fingerprint, while no container was handed out
@@ -279,6 +279,23 @@ def restore(payload: str | bytes, identity: Any | None, max_age: int | None) -> 
     if owner is not None:
         session._owner, session._listed = owner, (owner, listed)
     return session
+
+
+def payload_of(session: Session, max_age: int | None) -> bytes | None:
+    """Write a session's payload in the usual form: created and session, as `restore` reads it.
+
+    :param max_age: the storage's.
+    :return: None for a session that is empty, or has more to say than that, or can't be written.
+    """
+    if type(session) is not Session or session._owner is not None or session._max_age != max_age:
+        return None
+    contents, created = session._contents, session._created
+    if not (type(contents) is dict and contents and _is_time(created) and created >= 0):
+        return None
+    try:
+        return b'{"created":%d,"session":%b}' % (created, encode(contents))
+    except (TypeError, ValueError):
+        return None
 
 
 def unsaved(session: Any) -> Any:

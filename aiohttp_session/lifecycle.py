@@ -9,7 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
-from ._core import Session, decode, dumps, encode, restore
+from ._core import Session, decode, dumps, encode, payload_of, restore
 from ._options import Unpack, show_options
 from ._owner import is_owner
 from .storage import AbstractStorage, CookieOptions
@@ -112,8 +112,16 @@ class LifecycleStorage(AbstractStorage):
         return data
 
     def _make_payload(self, session: Session) -> bytes:
+        is_plain = self._encoder is dumps
+        if (
+            is_plain
+            and self._lifetime is None
+            and type(self)._get_session_data is AbstractStorage._get_session_data
+            and (usual := payload_of(session, self._max_age)) is not None
+        ):
+            return usual
         data = self._payload_data(session)
-        if self._encoder is dumps:
+        if is_plain:
             return encode(data)
         payload = self._encoder(data)
         return payload.encode("utf-8") if isinstance(payload, str) else payload

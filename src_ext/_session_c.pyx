@@ -24,11 +24,11 @@ from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.object cimport Py_EQ, Py_TYPE, PyObject, PyObject_RichCompareBool, PyTypeObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
-from libc.string cimport memcmp
+from libc.string cimport memcmp, memcpy
 
 from . import _session_py
 from ._owner import is_owner
-from ._payload_c import decode
+from ._payload_c import decode, encode
 
 cdef extern from *:
     """
@@ -454,6 +454,25 @@ def restore(payload, identity, max_age):
     return session
 
 
+def payload_of(session, max_age):
+    """Write a session's payload in the usual form: created and session, as `restore` reads it.
+
+    :param max_age: the storage's.
+    :return: None for a session that is empty, or has more to say than that, or can't be written.
+    """
+    if type(session) is not Session:
+        return None
+    if (<Session>session)._owner is not None or (<Session>session)._max_age != max_age:
+        return None
+    contents, created = (<Session>session)._contents, (<Session>session)._created
+    if not (type(contents) is dict and contents and _is_time(created) and created >= 0):
+        return None
+    try:
+        return _write_payload(created, encode(contents))
+    except (TypeError, ValueError):
+        return None
+
+
 def unsaved(session):
     """Return what a request has as its session, if that must be saved; else None.
 
@@ -506,6 +525,31 @@ cdef object _decode_contents(payload, long long* created):
         return decode(PyBytes_FromStringAndSize(text + i, length - i - 1))
     except (ValueError, RecursionError):
         return None
+
+
+cdef bytes _write_payload(long long created, bytes contents):
+    """Write what `_decode_contents` reads."""
+    cdef unsigned char[DIGITS + 1] digits
+    cdef int first = DIGITS + 1
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(contents)
+    while True:
+        first -= 1
+        digits[first] = c"0" + created % 10
+        created //= 10
+        if created == 0:
+            break
+    cdef int count = DIGITS + 1 - first
+    payload = PyBytes_FromStringAndSize(NULL, HEAD_SIZE + count + NAME_SIZE + size + 1)
+    cdef char* out = PyBytes_AS_STRING(payload)
+    memcpy(out, HEAD, HEAD_SIZE)
+    out += HEAD_SIZE
+    memcpy(out, digits + first, count)
+    out += count
+    memcpy(out, NAME, NAME_SIZE)
+    out += NAME_SIZE
+    memcpy(out, PyBytes_AS_STRING(contents), size)
+    out[size] = c"}"
+    return payload
 
 
 cdef object _now():

@@ -689,6 +689,47 @@ def test_restored_sessions_behave_the_same(items: Any, steps: list[Any]) -> None
         take(steps, restored(json.dumps({"created": NOW, "session": items}), 10**6), clock)
 
 
+@given(
+    st.dictionaries(KEY | st.just(1), SESSION_VALUES | JSON_VALUES),
+    TIMES | st.just(0),
+    st.sampled_from([None, 9, 9.0]),
+    st.sampled_from([None, 9]),
+    st.sampled_from([None, "x"]),
+)
+def test_payload_of(items: Any, created: Any, own: Any, max_age: Any, owner: str | None) -> None:
+    for kind in (0, 1):
+        written = []
+        for module in (_session_c, _session_py):
+            session: Any = (module.Session, type("Own", (module.Session,), {}))[kind](
+                "id", data=None, new=True, max_age=own
+            )
+            session._mapping, session._created, session._owner = items, created, owner
+            written.append(module.payload_of(session, max_age))
+        assert written[0] == written[1]
+        if written[0] is None:
+            continue
+        assert kind == 0 and items and owner is None and own == max_age
+        assert json.loads(written[0]) == {
+            "created": created,
+            "session": json.loads(_payload_py.encode(items)),
+        }
+        session = _session_c.restore(written[0], "id", None)
+        assert session is not None and session.created == created
+
+
+@pytest.mark.parametrize(
+    "contents", [{}, {"a": object()}, collections.OrderedDict(a=1), collections.UserDict(a=1), None]
+)
+def test_there_is_no_usual_payload_of(contents: Any) -> None:
+    for module in (_session_c, _session_py):
+        session = module.Session("id", data=None, new=True)
+        session["a"] = 1
+        assert module.payload_of(session, None) is not None
+        session._mapping = contents
+        assert module.payload_of(session, None) is None
+        assert module.payload_of(object(), None) is None
+
+
 ACCESSES: dict[str, Callable[[Any], Any]] = {
     "item": lambda session: session["a"],
     "get": lambda session: session.get("a"),

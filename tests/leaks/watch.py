@@ -96,6 +96,9 @@ def cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
         if session is not None:
             session["b"], session["a"].append(1)
             session._needs_save()
+            _session_c.payload_of(session, None), _session_c.payload_of(session, 9)
+            session["a"].append(b"no JSON")
+            _session_c.payload_of(session, None)
 
     kept, link = _records_c.KeptRecords(2, 60), _records_py.Link()
     link.until = float("inf")
