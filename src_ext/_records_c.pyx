@@ -21,14 +21,14 @@ cdef class KeptRecords:
     cdef readonly Py_ssize_t hits, misses
     cdef readonly dict _tokens, _changing
     cdef Py_ssize_t _max_records, _max_bytes
-    cdef object _move_to_end, _pop  # by_key's own
+    cdef object _move_to_end  # by_key's own
     cdef object __weakref__
 
     __doc__ = _records_py.KeptRecords.__doc__
 
     def __init__(self, max_records, max_bytes):
         self.by_key = OrderedDict()
-        self._move_to_end, self._pop = self.by_key.move_to_end, self.by_key.pop
+        self._move_to_end = self.by_key.move_to_end
         self._max_records = max_records
         self._max_bytes = max_bytes
         self._tokens = {}
@@ -97,6 +97,8 @@ cdef class KeptRecords:
     end_change = _records_py.KeptRecords.end_change
 
     cdef _drop(self, key):
-        if PyDict_GetItemWithError(self.by_key, key) is not NULL:  # mostly it isn't there any more
-            payload, _ = <tuple>self._pop(key)
+        cdef PyObject* kept = PyDict_GetItemWithError(self.by_key, key)
+        if kept is not NULL:  # mostly it isn't there any more
+            payload, _ = <tuple>kept
+            del self.by_key[key]
             self.bytes -= len(key) + len(payload)
