@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-__all__ = ("read_replies", "read_tracked", "read_values", "write_command")
+__all__ = ("read_replies", "read_tracked", "read_values", "write_command", "write_get", "write_set")
 
 _HEAD = re.compile(rb"VALUE ([!-~\x80-\xff]+) 0 ([0-9]{1,9}) ([0-9]{1,20})\r\n")
 _REPLY = re.compile(rb"(?:\$([0-9]{1,9})|:(-?[0-9]{1,18})|\+([^\r\n]*)|\$-1|_)\r\n")
@@ -16,6 +16,27 @@ _INVALIDATION = re.compile(rb">2\r\n\$10\r\ninvalidate\r\n\*1\r\n\$([0-9]{1,9})\
 def write_command(*arguments: bytes) -> bytes:
     """Write a command of Redis."""
     return _command((*map(len, arguments),)) % arguments
+
+
+def write_get(key: str) -> bytes:
+    """Write GET, a command of Redis."""
+    return write_command(b"GET", key.encode())
+
+
+def write_set(key: str, payload: bytes, ttl: int | None, condition: bytes) -> bytes:
+    """Write SET, a command of Redis.
+
+    :param ttl: in seconds; None for ever.
+    :param condition: ``XX``, if there is a record already; ``NX``, if there is none; or empty.
+    """
+    return write_command(b"SET", key.encode(), payload, *_set_options(ttl, condition))
+
+
+@lru_cache
+def _set_options(ttl: int | None, condition: bytes) -> tuple[bytes, ...]:
+    """Return what stands behind the payload in a SET command."""
+    expiry = () if ttl is None else (b"EX", b"%d" % ttl)
+    return (*expiry, condition) if condition else expiry
 
 
 @lru_cache(maxsize=1024)  # most sessions are of similar sizes

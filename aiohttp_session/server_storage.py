@@ -87,7 +87,7 @@ class ServerStorage(OwnedSessions):
         if on_conflict not in {"overwrite", "merge"}:
             raise ValueError(f"on_conflict must be 'overwrite' or 'merge', not {on_conflict!r}")
         self._key_factory = key_factory
-        self._on_conflict = on_conflict
+        self._merges = on_conflict == "merge"
 
     async def finish(self) -> None:
         """Wait for the saves that cancelled requests had begun."""
@@ -134,14 +134,14 @@ class ServerStorage(OwnedSessions):
         """
         record = session._record
         save: Save
-        if record is not None and not session._renew and self._on_conflict == "merge":
+        if record is None:
+            save = self._end if session.empty else self._create
+        elif session._renew:
+            save = self._end if session.empty else self._move
+        elif self._merges:
             save = self._merge if session._changed or session.empty else self._touch
         elif session.empty:
             save = self._end
-        elif record is None:
-            save = self._create
-        elif session._renew:
-            save = self._move
         else:
             save = self._update if session._changed else self._touch
         if session._owner is None and session._listed is None:
@@ -226,7 +226,6 @@ class ServerStorage(OwnedSessions):
         # one is marked, which tells whether it still was there, and can be looked up should the
         # answer be lost. Only then it goes.
         since = monotonic()
-        merges = self._on_conflict == "merge"
         old_key = self._keys.known(session.identity)
         changes = None
         async with self._limit(since), self._turn(old_key):
@@ -236,7 +235,7 @@ class ServerStorage(OwnedSessions):
                 identity, payload = await self._create_anew(session, since)
                 key = self._keys.get(identity)
                 mark = b'%b"%b"}' % (MOVED, hashlib.sha256(key.encode()).hexdigest().encode())
-                if merges:
+                if self._merges:
                     found = await settling.swap(self.store, old_key, record, mark, MARK_TTL)
                 else:
                     found = await settling.mark(self.store, old_key, mark)
@@ -301,7 +300,7 @@ class ServerStorage(OwnedSessions):
         return Record(items, max_age, data.get("owner"), data.get("listed"))
 
     def _ttl(self, session: Session) -> int | None:
-        left = self._time_left(session)
+        left = session.max_age if self._lifetime is None else self._time_left(session)
         return None if left is None else max(1, math.ceil(left))
 
     async def _save_late(self, session: Session) -> None:

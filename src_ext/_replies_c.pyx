@@ -9,7 +9,16 @@ from libc.string cimport memcmp, memcpy
 
 from . import _replies_py
 
+cdef extern from "Python.h":
+    bint PyUnicode_IS_ASCII(object text)
+    unsigned char* PyUnicode_1BYTE_DATA(object text)
+    Py_ssize_t PyUnicode_GET_LENGTH(object text)
+    long long PyLong_AsLongLongAndOverflow(object value, int* overflow)
+
 cdef const char* _INVALIDATION = b">2\r\n$10\r\ninvalidate\r\n*1\r\n$"
+
+cdef enum:
+    MAX_TTL = 0x7FFF_FFFF  # seconds
 
 # Behind the last byte of a bytes object there is a NUL, at which every scan ends.
 
@@ -17,21 +26,69 @@ cdef const char* _INVALIDATION = b">2\r\n$10\r\ninvalidate\r\n*1\r\n$"
 def write_command(*arguments):
     """Write a command of Redis."""
     cdef Py_ssize_t count = PyTuple_GET_SIZE(arguments), size = 1 + _count_digits(count) + 2
-    cdef Py_ssize_t i, length
+    cdef Py_ssize_t i
     for i in range(count):
         argument = <object>PyTuple_GET_ITEM(arguments, i)
         if type(argument) is not bytes:
             return _replies_py.write_command(*arguments)
-        length = PyBytes_GET_SIZE(argument)
-        size += 1 + _count_digits(length) + 2 + length + 2
+        size += _argument_size(PyBytes_GET_SIZE(argument))
     command = PyBytes_FromStringAndSize(NULL, size)
     cdef unsigned char* out = _write_size(<unsigned char*>PyBytes_AS_STRING(command), c"*", count)
     for i in range(count):
         argument = <object>PyTuple_GET_ITEM(arguments, i)
-        length = PyBytes_GET_SIZE(argument)
-        out = _write_size(out, c"$", length)
-        memcpy(out, PyBytes_AS_STRING(argument), length)
-        out = _end_line(out + length)
+        out = _write_argument(out, PyBytes_AS_STRING(argument), PyBytes_GET_SIZE(argument))
+    return command
+
+
+def write_get(key):
+    """Write GET, a command of Redis."""
+    if type(key) is not str or not PyUnicode_IS_ASCII(key):
+        return _replies_py.write_get(key)
+    cdef Py_ssize_t length = PyUnicode_GET_LENGTH(key)
+    command = PyBytes_FromStringAndSize(NULL, 4 + _argument_size(3) + _argument_size(length))
+    cdef unsigned char* out = <unsigned char*>PyBytes_AS_STRING(command)
+    out = _write_argument(_write_size(out, c"*", 2), b"GET", 3)
+    _write_argument(out, <const char*>PyUnicode_1BYTE_DATA(key), length)
+    return command
+
+
+def write_set(key, payload, ttl, condition):
+    """Write SET, a command of Redis.
+
+    :param ttl: in seconds; None for ever.
+    :param condition: ``XX``, if there is a record already; ``NX``, if there is none; or empty.
+    """
+    cdef int overflow = 0, count = 3
+    cdef long long seconds = 0
+    if type(key) is not str or type(payload) is not bytes or type(condition) is not bytes:
+        return _replies_py.write_set(key, payload, ttl, condition)
+    if type(ttl) is int:
+        seconds = PyLong_AsLongLongAndOverflow(ttl, &overflow)
+    elif ttl is not None:
+        overflow = 1
+    if overflow or not 0 <= seconds <= MAX_TTL or not PyUnicode_IS_ASCII(key):
+        return _replies_py.write_set(key, payload, ttl, condition)
+    cdef Py_ssize_t length = PyUnicode_GET_LENGTH(key), payload_size = PyBytes_GET_SIZE(payload)
+    cdef Py_ssize_t condition_size = PyBytes_GET_SIZE(condition)
+    cdef Py_ssize_t size = 4 + _argument_size(3) + _argument_size(length)
+    size += _argument_size(payload_size)
+    if ttl is not None:
+        count += 2
+        size += _argument_size(2) + _argument_size(_count_digits(seconds))
+    if condition_size:
+        count += 1
+        size += _argument_size(condition_size)
+    command = PyBytes_FromStringAndSize(NULL, size)
+    cdef unsigned char* out = <unsigned char*>PyBytes_AS_STRING(command)
+    out = _write_argument(_write_size(out, c"*", count), b"SET", 3)
+    out = _write_argument(out, <const char*>PyUnicode_1BYTE_DATA(key), length)
+    out = _write_argument(out, PyBytes_AS_STRING(payload), payload_size)
+    if ttl is not None:
+        out = _write_argument(out, b"EX", 2)
+        out = _write_size(out, c"$", _count_digits(seconds))
+        out = _end_line(_write_number(out, seconds))
+    if condition_size:
+        _write_argument(out, PyBytes_AS_STRING(condition), condition_size)
     return command
 
 
@@ -187,11 +244,27 @@ cdef int _count_digits(Py_ssize_t number) noexcept:
 cdef unsigned char* _write_size(unsigned char* out, unsigned char kind, Py_ssize_t size) noexcept:
     """Write what stands before so many arguments, or so many bytes; return where that ends."""
     out[0] = kind
-    cdef int i, count = _count_digits(size)
-    for i in range(count, 0, -1):
-        out[i] = c"0" + size % 10
-        size //= 10
-    return _end_line(out + 1 + count)
+    return _end_line(_write_number(out + 1, size))
+
+
+cdef unsigned char* _write_number(unsigned char* out, Py_ssize_t number) noexcept:
+    cdef int i, count = _count_digits(number)
+    for i in range(count - 1, -1, -1):
+        out[i] = c"0" + number % 10
+        number //= 10
+    return out + count
+
+
+cdef Py_ssize_t _argument_size(Py_ssize_t length) noexcept:
+    return 1 + _count_digits(length) + 2 + length + 2
+
+
+cdef unsigned char* _write_argument(
+    unsigned char* out, const char* text, Py_ssize_t length
+) noexcept:
+    out = _write_size(out, c"$", length)
+    memcpy(out, text, length)
+    return _end_line(out + length)
 
 
 cdef unsigned char* _end_line(unsigned char* out) noexcept:

@@ -708,13 +708,17 @@ def test_payload_of(items: Any, created: Any, own: Any, max_age: Any, owner: str
         assert written[0] == written[1]
         if written[0] is None:
             continue
-        assert kind == 0 and items and owner is None and own == max_age
+        assert kind == 0
+        assert items
+        assert owner is None
+        assert own == max_age
         assert json.loads(written[0]) == {
             "created": created,
             "session": json.loads(_payload_py.encode(items)),
         }
         session = _session_c.restore(written[0], "id", None)
-        assert session is not None and session.created == created
+        assert session is not None
+        assert session.created == created
 
 
 @pytest.mark.parametrize(
@@ -908,6 +912,17 @@ REPLY_PARTS = [
     *(b"$1\r\na\r\n", b"$", b"$-1", b"_", b":", b":-", b"+OK", b"+", b"-ERR", b">", b"*1\r\n"),
     *(b"1", b"0", b"12", b"\r\n", b"\r", b"\n", b"\0"),
 ]
+
+
+@given(
+    st.text(max_size=300) | st.text("ab-_", max_size=300) | st.binary(max_size=3),
+    st.binary(max_size=120) | st.sampled_from([bytes(10**5), "text", None]),
+    st.none() | st.integers(0, 10**10) | st.sampled_from([-1, 2**31 - 1, 2**31, 2**70, 1.5, True]),
+    st.sampled_from([b"", b"XX", b"NX", "XX"]),
+)
+def test_written_commands(key: Any, payload: Any, ttl: Any, condition: Any) -> None:
+    same(_replies_c, _replies_py, "write_get", key)
+    same(_replies_c, _replies_py, "write_set", key, payload, ttl, condition)
 
 
 @TEXTS

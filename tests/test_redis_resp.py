@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from aiohttp_session._core import read_replies, write_command
+from aiohttp_session._core import read_replies, write_command, write_get, write_set
 from aiohttp_session.stores._redis_resp import ErrorReply, Push, missing, read_odd
 
 texts = st.binary(max_size=10).filter(lambda text: b"\r" not in text and b"\n" not in text)
@@ -54,6 +54,16 @@ def test_bytes_of_any_kind_are_read_incomplete_or_refused(data: bytes) -> None:
 def test_a_command_is_an_array_of_strings(arguments: list[bytes]) -> None:
     command = write_command(*arguments)
     assert read_odd(command, 0) == (arguments, len(command))
+
+
+@pytest.mark.parametrize("ttl", [None, 1, 60, 10**9, 10**12])
+@pytest.mark.parametrize("condition", [b"", b"NX"])
+@pytest.mark.parametrize("key", ["k", "k" * 250, "schlüssel"])
+def test_a_record_is_set_and_got_by(key: str, ttl: int | None, condition: bytes) -> None:
+    expiry = [] if ttl is None else [b"EX", str(ttl).encode()]
+    parts = [b"SET", key.encode(), b"record", *expiry, *filter(None, [condition])]
+    assert write_set(key, b"record", ttl, condition) == write_command(*parts)
+    assert write_get(key) == write_command(b"GET", key.encode())
 
 
 def test_a_command_is_of_bytes() -> None:

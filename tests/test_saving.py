@@ -120,7 +120,8 @@ class UnsettledStorage(ServerStorage):
 
     def elsewhere(self, browser: Browser) -> Browser:
         """Return a browser with the same session, served by another process."""
-        return Browser(UnsettledStorage(self.store, on_conflict=self._on_conflict), browser.cookie)
+        on_conflict: Any = "merge" if self._merges else "overwrite"
+        return Browser(UnsettledStorage(self.store, on_conflict=on_conflict), browser.cookie)
 
     def lose(self, *lost: tuple[str, bool]) -> None:
         self.store.calls.clear()

@@ -15,7 +15,7 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
-from aiohttp_session._core import answer_tracked, read_tracked, write_command
+from aiohttp_session._core import answer_tracked, read_tracked, write_command, write_get
 from aiohttp_session.log import log
 
 from ._redis_pipeline import LARGE, READ, Operation, Owner, PipelinedConnection
@@ -143,7 +143,7 @@ class TrackedConnection(PipelinedConnection, Link):
         else:
             # Redis forgets that we know a key when we write it. For a few bytes more, the next read
             # need not ask.
-            self._unsent.append(write_command(b"GET", key.encode()))
+            self._unsent.append(write_get(key))
             self._pending.append(self._behind)
             self._tokens += None, self._records.ask_behind(key)
         if is_first:

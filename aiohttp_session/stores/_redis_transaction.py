@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from aiohttp_session._core import write_command
+from aiohttp_session._core import write_command, write_get, write_set
 
 from ._redis_fence import exchange
 
@@ -18,18 +18,16 @@ async def swap_by_transaction(
     :return: whether it was, or the server's error.
     :raises Exception: of the client's, if the connection is lost.
     """
-    name = key.encode()
-    commands = [write_command(b"WATCH", name), write_command(b"GET", name)]
+    commands = [write_command(b"WATCH", key.encode()), write_get(key)]
     watching, record = await exchange(connection, commands)
     if isinstance(watching, Exception):
         return watching
     if record != expected:
         await exchange(connection, [write_command(b"UNWATCH")])
         return record if isinstance(record, Exception) else False
-    expiry = [] if ttl is None else [b"EX", b"%d" % ttl]
     commands = [
         write_command(b"MULTI"),
-        write_command(b"SET", name, payload, *expiry),
+        write_set(key, payload, ttl, b""),
         write_command(b"EXEC"),
     ]
     _, queued, done = await exchange(connection, commands)

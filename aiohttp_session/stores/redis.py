@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
-from functools import lru_cache
 from time import monotonic
 from typing import Any, TypeVar
 
-from aiohttp_session._core import write_command
+from aiohttp_session._core import write_command, write_get, write_set
 
 from . import Store, UnsettledError
 from ._redis_client import (
@@ -73,7 +72,7 @@ class RedisStore(Store):
 
     def read(self, key: str) -> asyncio.Future[bytes | None]:
         """Return the record under a key."""
-        operation: Operation = (key, write_command(b"GET", key.encode()), (_get,), READ)
+        operation: Operation = (key, write_get(key), (_get,), READ)
         record: asyncio.Future[bytes | None] = self._servers.get().submit(operation, droppable=True)
         return record
 
@@ -88,7 +87,7 @@ class RedisStore(Store):
     async def _set(self, key: str, payload: bytes, ttl: int | None, condition: bytes) -> bool:
         operation: Operation = (
             key,
-            write_command(b"SET", key.encode(), payload, *_set_options(ttl, condition)),
+            write_set(key, payload, ttl, condition),
             (_set, payload, ttl, condition),
             WRITE,
         )
@@ -121,8 +120,7 @@ class RedisStore(Store):
         except UnsettledError:
             if await _repeat(lambda: self._swap(key, expected, payload, ttl, since)):
                 return True
-            packed = write_command(b"GET", key.encode())
-            operation: Operation = (key, packed, (_get,), READ)
+            operation: Operation = (key, write_get(key), (_get,), READ)
             if await self._servers.get().resubmit(operation, since) == payload:
                 return True
             raise
@@ -217,13 +215,6 @@ class RedisStore(Store):
         if hasattr(self._client, "get_node_from_key"):
             return Cluster(self._client, self.timeout, tracking=self._tracking)
         return _connect_one(self._client, self.timeout, is_first=is_first, tracking=self._tracking)
-
-
-@lru_cache
-def _set_options(ttl: int | None, condition: bytes) -> tuple[bytes, ...]:
-    """Return what stands behind the payload in a SET command."""
-    expiry = () if ttl is None else (b"EX", b"%d" % ttl)
-    return (*expiry, condition) if condition else expiry
 
 
 async def _repeat(send: Callable[[], Awaitable[_T]]) -> _T:

@@ -173,6 +173,11 @@ def cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
             [(b"record",), (2**40, b"two", "key"), (b"x", 2**41, b"3", b"one too many")],
         ),
         "PerLoop": (find, [(objects, Loop()) for _ in range(2)]),
+        "write_get": (_replies_c.write_get, [("key",), ("ké",)]),
+        "write_set": (
+            _replies_c.write_set,
+            [("key", b"record", 60, b"XX"), ("ké", b"record", None, b""), ("key", b"", 2**40, b"")],
+        ),
         "write_command": (_replies_c.write_command, [(b"GET", b"key"), (b"GET", "key"), ()]),
         "KeptRecords": (keep, [("a", b"x"), ("b", b""), ("a", bytes(99))]),
         "join_token": (
