@@ -122,7 +122,8 @@ class ServerStorage(OwnedSessions):
             return
         if await self._store(session):
             identity = "" if session.empty else str(session.identity)
-            self.save_cookie(response, identity, max_age=self._time_left(session))
+            left = session.max_age if self._lifetime is None else self._time_left(session)
+            self.save_cookie(response, identity, max_age=left)
         elif session._changed:
             # Its cookie stays as it is: it may lead to the session's new id by now.
             _warn_of_changes_dropped()
