@@ -116,6 +116,7 @@ class LifecycleStorage(AbstractStorage):
         if (
             is_plain
             and self._lifetime is None
+            # Subclasses may have it return something else.
             and type(self)._get_session_data is AbstractStorage._get_session_data
             and (usual := payload_of(session, self._max_age)) is not None
         ):

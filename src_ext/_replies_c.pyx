@@ -58,15 +58,15 @@ def write_set(key, payload, ttl, condition):
     :param ttl: in seconds; None for ever.
     :param condition: ``XX``, if there is a record already; ``NX``, if there is none; or empty.
     """
-    cdef int overflow = 0, count = 3
+    cdef int is_odd = 0, count = 3
     cdef long long seconds = 0
     if type(key) is not str or type(payload) is not bytes or type(condition) is not bytes:
         return _replies_py.write_set(key, payload, ttl, condition)
     if type(ttl) is int:
-        seconds = PyLong_AsLongLongAndOverflow(ttl, &overflow)
+        seconds = PyLong_AsLongLongAndOverflow(ttl, &is_odd)
     elif ttl is not None:
-        overflow = 1
-    if overflow or not 0 <= seconds <= MAX_TTL or not PyUnicode_IS_ASCII(key):
+        is_odd = True
+    if is_odd or not 0 <= seconds <= MAX_TTL or not PyUnicode_IS_ASCII(key):
         return _replies_py.write_set(key, payload, ttl, condition)
     cdef Py_ssize_t length = PyUnicode_GET_LENGTH(key), payload_size = PyBytes_GET_SIZE(payload)
     cdef Py_ssize_t condition_size = PyBytes_GET_SIZE(condition)

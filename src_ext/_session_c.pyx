@@ -464,15 +464,15 @@ def payload_of(session, max_age):
         return None
     if (<Session>session)._owner is not None or (<Session>session)._max_age != max_age:
         return None
-    cdef long long created
-    contents, created_by = (<Session>session)._contents, (<Session>session)._created
-    if not (type(contents) is dict and contents and _is_time(created_by)):
+    cdef long long number
+    contents, created = (<Session>session)._contents, (<Session>session)._created
+    if not (type(contents) is dict and contents and _is_time(created)):
         return None
-    created = created_by
-    if created < 0:
+    number = created
+    if number < 0:
         return None
     try:
-        return _write_payload(created, encode(contents))
+        return _write_payload(number, encode(contents))
     except (TypeError, ValueError):
         return None
 

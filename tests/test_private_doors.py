@@ -64,8 +64,8 @@ DOORS = {
 }
 # What names objects of this package, or is public in spite of its underscore (NamedTuple).
 OWN = re.compile(
-    r"((self|cls|session|storage|newer|previous|one|other|key|super\(\)|self\._keys)\._\w+|.*\._replace"
-    r"|morsel\._style)"
+    r"((self|cls|session|storage|newer|previous|one|other|key|super\(\)|type\(self\)|self\._keys)\._\w+"
+    r"|AbstractStorage\._\w+|.*\._replace|morsel\._style)"
 )
 
 
