@@ -721,19 +721,6 @@ def test_payload_of(items: Any, created: Any, own: Any, max_age: Any, owner: str
         assert session.created == created
 
 
-@pytest.mark.parametrize(
-    "contents", [{}, {"a": object()}, collections.OrderedDict(a=1), collections.UserDict(a=1), None]
-)
-def test_there_is_no_usual_payload_of(contents: Any) -> None:
-    for module in (_session_c, _session_py):
-        session = module.Session("id", data=None, new=True)
-        session["a"] = 1
-        assert module.payload_of(session, None) is not None
-        session._mapping = contents
-        assert module.payload_of(session, None) is None
-        assert module.payload_of(object(), None) is None
-
-
 ACCESSES: dict[str, Callable[[Any], Any]] = {
     "item": lambda session: session["a"],
     "get": lambda session: session.get("a"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from collections import OrderedDict, UserDict
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
@@ -588,3 +589,19 @@ def test_a_circle_ends_no_walk_too_late(implementation: str) -> None:
     ]
     for needs_save, _ in results:
         assert needs_save == [True, True, False, *[False, True] * 3]
+
+
+@pytest.mark.parametrize("contents", [{}, {"a": object()}, OrderedDict(a=1), UserDict(a=1), None])
+def test_only_a_usual_session_has_a_usual_payload(contents: Any) -> None:
+    session = Session("id", data={"created": 7, "session": {"a": 1}}, new=False)
+    assert _core.payload_of(session, None) == b'{"created":7,"session":{"a":1}}'
+    assert _core.payload_of(session, 60) is None
+    session._mapping = contents
+    assert _core.payload_of(session, None) is None
+
+
+@pytest.mark.parametrize("created", [-1, 1.5, None, True, 2**53])
+def test_a_usual_payload_has_a_time(created: Any) -> None:
+    session = Session("id", data={"created": 7, "session": {"a": 1}}, new=False)
+    session._created = created
+    assert _core.payload_of(session, None) is None

@@ -100,6 +100,11 @@ def cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
             session["a"].append(b"no JSON")
             _session_c.payload_of(session, None)
 
+    def write_set(key: str, payload: bytes) -> None:
+        _replies_c.write_set(key, payload, None, b"")
+        _replies_c.write_set(key, payload, 60, b"XX")
+        _replies_c.write_set(key, payload, 2**40, b"XX")
+
     kept, link = _records_c.KeptRecords(2, 60), _records_py.Link()
     link.until = float("inf")
 
@@ -174,10 +179,7 @@ def cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
         ),
         "PerLoop": (find, [(objects, Loop()) for _ in range(2)]),
         "write_get": (_replies_c.write_get, [("key",), ("ké",)]),
-        "write_set": (
-            _replies_c.write_set,
-            [("key", b"record", 60, b"XX"), ("ké", b"record", None, b""), ("key", b"", 2**40, b"")],
-        ),
+        "write_set": (write_set, [("key", b"record"), ("ké", b"a record")]),
         "write_command": (_replies_c.write_command, [(b"GET", b"key"), (b"GET", "key"), ()]),
         "KeptRecords": (keep, [("a", b"x"), ("b", b""), ("a", bytes(99))]),
         "join_token": (
