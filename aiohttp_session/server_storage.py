@@ -122,8 +122,7 @@ class ServerStorage(OwnedSessions):
             return
         if await self._store(session):
             identity = "" if session.empty else str(session.identity)
-            left = session.max_age if self._lifetime is None else self._time_left(session)
-            self.save_cookie(response, identity, max_age=left)
+            self.save_cookie(response, identity, max_age=self._time_left(session))
         elif session._changed:
             # Its cookie stays as it is: it may lead to the session's new id by now.
             _warn_of_changes_dropped()
@@ -301,7 +300,7 @@ class ServerStorage(OwnedSessions):
         return Record(items, max_age, data.get("owner"), data.get("listed"))
 
     def _ttl(self, session: Session) -> int | None:
-        left = session.max_age if self._lifetime is None else self._time_left(session)
+        left = self._time_left(session)
         return None if left is None else max(1, math.ceil(left))
 
     async def _save_late(self, session: Session) -> None:

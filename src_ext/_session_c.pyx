@@ -533,26 +533,24 @@ cdef object _decode_contents(payload, long long* created):
 
 cdef bytes _write_payload(long long created, bytes contents):
     """Write what `_decode_contents` reads."""
-    cdef unsigned char[DIGITS + 1] digits
-    cdef int first = DIGITS + 1
+    cdef char[64] head  # filled from its end
+    cdef char* start = head + sizeof(head) - NAME_SIZE
     cdef Py_ssize_t size = PyBytes_GET_SIZE(contents)
+    memcpy(start, NAME, NAME_SIZE)
     while True:
-        first -= 1
-        digits[first] = c"0" + created % 10
+        start -= 1
+        start[0] = c"0" + created % 10
         created //= 10
         if created == 0:
             break
-    cdef int count = DIGITS + 1 - first
-    payload = PyBytes_FromStringAndSize(NULL, HEAD_SIZE + count + NAME_SIZE + size + 1)
+    start -= HEAD_SIZE
+    memcpy(start, HEAD, HEAD_SIZE)
+    cdef Py_ssize_t length = head + sizeof(head) - start
+    payload = PyBytes_FromStringAndSize(NULL, length + size + 1)
     cdef char* out = PyBytes_AS_STRING(payload)
-    memcpy(out, HEAD, HEAD_SIZE)
-    out += HEAD_SIZE
-    memcpy(out, digits + first, count)
-    out += count
-    memcpy(out, NAME, NAME_SIZE)
-    out += NAME_SIZE
-    memcpy(out, PyBytes_AS_STRING(contents), size)
-    out[size] = c"}"
+    memcpy(out, start, length)
+    memcpy(out + length, PyBytes_AS_STRING(contents), size)
+    out[length + size] = c"}"
     return payload
 
 
