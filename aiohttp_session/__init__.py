@@ -11,10 +11,10 @@ from .middleware import (
     setup,
 )
 from .owasp import recommended
-from .owner_index import SessionInfo
+from .owners import SessionInfo
+from .saving import ConflictError
 from .sealed_storage import CookieStorage
 from .server_storage import ServerStorage
-from .settling import ConflictError
 from .simple_storage import SimpleCookieStorage
 from .storage import AbstractStorage, SessionData, _CookieParams
 from .stores import Store, StoreUnavailableError, UnsettledError

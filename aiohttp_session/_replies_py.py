@@ -5,11 +5,20 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-__all__ = ("read_replies", "read_tracked", "read_values", "write_command", "write_get", "write_set")
+__all__ = (
+    "read_replies",
+    "read_tracked",
+    "read_values",
+    "write_command",
+    "write_get",
+    "write_set",
+    "write_swap",
+)
 
 _HEAD = re.compile(rb"VALUE ([!-~\x80-\xff]+) 0 ([0-9]{1,9}) ([0-9]{1,20})\r\n")
 _REPLY = re.compile(rb"(?:\$([0-9]{1,9})|:(-?[0-9]{1,18})|\+([^\r\n]*)|\$-1|_)\r\n")
 
+_DIGEST_SIZE = 40  # of SHA-1, in hex
 _INVALIDATION = re.compile(rb">2\r\n\$10\r\ninvalidate\r\n\*1\r\n\$([0-9]{1,9})\r\n([!-~]+)\r\n")
 
 
@@ -30,6 +39,22 @@ def write_set(key: str, payload: bytes, ttl: int | None, condition: bytes) -> by
     :param condition: ``XX``, if there is a record already; ``NX``, if there is none; or empty.
     """
     return write_command(b"SET", key.encode(), payload, *_set_options(ttl, condition))
+
+
+def write_swap(key: str, expected: bytes, payload: bytes, ttl: int | None, script: bytes) -> bytes:
+    """Write a command of Redis that replaces a record if it is the expected one.
+
+    :param ttl: in seconds; None for ever.
+    :param script: the digest of a script for EVALSHA, or a script for EVAL, which takes the key,
+        the expected record, the payload and the TTL, if there is one; empty for SET with IFEQ.
+    """
+    if not script:
+        return write_command(
+            b"SET", key.encode(), payload, *_set_options(ttl, b""), b"IFEQ", expected
+        )
+    name = b"EVALSHA" if len(script) == _DIGEST_SIZE else b"EVAL"
+    expiry = () if ttl is None else (b"%d" % ttl,)
+    return write_command(name, script, b"1", key.encode(), expected, payload, *expiry)
 
 
 @lru_cache

@@ -11,6 +11,7 @@ class Session(MutableMapping[str, Any]):
     _created: int
     _fingerprint: object
     _identity: Any | None
+    _ended: bytes | None
     _issued: int | None
     _listed: tuple[str, int | None] | None
     _mapping: dict[str, Any]

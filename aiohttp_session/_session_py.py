@@ -39,6 +39,8 @@ class Session(MutableMapping[str, Any]):
     _new: bool
 
     # What a storage needs to know at the save; class attributes, since they rarely differ.
+    _ended: bytes | None = None
+    """The record, as it was loaded, of the session that is to be ended at the save."""
     _fingerprint: bytes | None = None
     """What its containers held when it was made or last saved."""
     _issued: int | None = None
@@ -161,6 +163,7 @@ class Session(MutableMapping[str, Any]):
         self._changed = True
         self._renew = True
         # What is written from here on is another session.
+        self._ended = self._record
         self._issued = self._owner = self._record = None
         self._contents = {}
 

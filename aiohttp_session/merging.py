@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ._core import Session
+from .saving import MARK_TTL, Change, Replacement, emptied, is_ended
 
 
 class Record(NamedTuple):
@@ -40,3 +42,48 @@ class Changes:
             session._listed = None if newer.owner is None else (newer.owner, newer.listed)
         if session.max_age == self._before.max_age:
             session.max_age = newer.max_age
+
+
+class Merge(Change):
+    """A change that applies what a request set and deleted to whatever record there is.
+
+    :param base: the record that the session was made of.
+    :param read: decodes a record.
+    :param write: returns the payload of the session, and its TTL.
+    """
+
+    __slots__ = ("_base", "_changes", "_emptied", "_read", "_session", "_write")
+
+    def __init__(
+        self,
+        session: Session,
+        base: bytes,
+        *,
+        read: Callable[[bytes], Record],
+        write: Callable[[Session], Replacement],
+    ) -> None:
+        self._session = session
+        self._base = base
+        self._read = read
+        self._write = write
+        self._changes: Changes | None = None
+        self._emptied: bytes | None = None
+
+    def merge(self, record: bytes) -> None:
+        """Have the session contain what a record does, with the changes."""
+        if self._changes is None:
+            if record == self._base:
+                return
+            self._changes = Changes(self._read(self._base), self._session)
+        self._changes.apply(self._session, self._read(record))
+
+    def _make(self, record: bytes | None) -> Replacement | None:
+        if record is None or is_ended(record):
+            return None
+        self.merge(record)
+        if not self._session.empty:
+            return self._write(self._session)
+        # The record of a session that was emptied stays for a while, so that the items of another
+        # request find a record to be added to.
+        self._emptied = self._emptied or emptied()
+        return self._emptied, MARK_TTL

@@ -25,7 +25,7 @@ class RecordKeys:
     def __init__(self, cookie_name: str, *, hashed: bool) -> None:
         self._name = cookie_name
         self._prefix = f"{cookie_name}_"
-        self._hashed = hashed
+        self.is_hashed = hashed
         self._room = _LIMIT - len(self._prefix)  # for an id
         # With the names N and N_ADMIN in one store, nobody may get at N_ADMIN_1 as N's id ADMIN_1.
         self._foreign: tuple[str, ...] = ()
@@ -41,7 +41,7 @@ class RecordKeys:
             if not self.is_possible(identity):
                 return None
             key = f"{self._prefix}{identity}"
-        if self._hashed:
+        if self.is_hashed:
             return self.known(identity)
         if self._foreign and identity.startswith(self._foreign):
             return None
@@ -49,7 +49,7 @@ class RecordKeys:
 
     def known(self, identity: object) -> str:
         """Return the key of a session id that has been looked at by `find` or `get`."""
-        if self._hashed:
+        if self.is_hashed:
             identity = hashlib.sha256(str(identity).encode("ascii")).hexdigest()
         return f"{self._prefix}{identity}"
 
@@ -91,7 +91,7 @@ class RecordKeys:
         return self._rest(other) is not None or other._rest(self) is not None
 
     def _rest(self, other: RecordKeys) -> str | None:
-        if self._hashed or not other._name.startswith(self._prefix):
+        if self.is_hashed or not other._name.startswith(self._prefix):
             return None
         return other._name[len(self._prefix) :]
 

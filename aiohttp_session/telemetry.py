@@ -35,8 +35,8 @@ except ImportError as _error:
     ) from _error
 
 from ._core import Session
+from .saving import ConflictError
 from .server_storage import ServerStorage
-from .settling import ConflictError
 from .storage import AbstractStorage
 from .stores import Store
 from .stores.outage import is_outage

@@ -19,6 +19,8 @@ pytest-aiohttp::
     async def test_she_logs_out(ann):
         response = await ann.post("/logout")
         assert (await read_session(ann.app, response)).empty
+
+Authors of stores inherit `StoreContract`, which contains the tests that every store must pass.
 """
 
 from __future__ import annotations
@@ -30,14 +32,43 @@ from typing import Any, TypeAlias
 from aiohttp import ClientResponse, hdrs, web
 from aiohttp.test_utils import TestClient, make_mocked_request
 
+from ._contract_concurrency import Concurrency
+from ._contract_expiry import Expiry
+from ._contract_verbs import Verbs
 from ._core import Session
 from .middleware import installed
 from .storage import AbstractStorage
 
-__all__ = ("read_session", "session_cookies", "set_session")
+__all__ = ("StoreContract", "read_session", "session_cookies", "set_session")
 
 Sessions: TypeAlias = "AbstractStorage | web.Application"
 Source: TypeAlias = "TestClient[Any, Any] | ClientResponse | web.StreamResponse | Mapping[str, str]"
+
+
+class StoreContract(Verbs, Expiry, Concurrency):
+    """Test that a store keeps the contract of `Store`, including its atomicity and its TTLs.
+
+    Inherit this class in a test module, and implement `open_store`; pytest collects the tests::
+
+        from aiohttp_session.test_utils import StoreContract
+
+        class TestMyStore(StoreContract):
+            async def open_store(self):
+                async with Client("127.0.0.1") as client:
+                    yield MyStore(client)
+
+    Each test runs an event loop of its own, so the tests require no plugin. They pass beside
+    pytest-asyncio in its auto mode, which most projects use, and in its strict mode. For the same
+    reason, `open_store` must open the client: one that an asynchronous fixture has opened belongs
+    to another event loop. A synchronous fixture can start a server and set its address.
+
+    A test fails with AssertionError, and the message states what was expected. A test uses random
+    keys and deletes its records, so that records of other programs are not affected. Three tests
+    wait for a TTL of one second, and a fourth is skipped, unless `advance` is implemented.
+
+    The tests use a store that works. They cannot lose a connection: a store must raise
+    `UnsettledError`, or another error, for a write whose outcome is unknown.
+    """
 
 
 async def set_session(

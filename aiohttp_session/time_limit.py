@@ -28,6 +28,9 @@ async def time_limit(seconds: float | None, since: float) -> AsyncIterator[None]
         async with timeout(since + seconds - monotonic()):
             yield
     except asyncio.TimeoutError as error:  # Python 3.10 has two of them
-        raise TimeoutError(
-            f"The session store did not answer within {seconds:g} seconds"
-        ) from error
+        raise timed_out(seconds) from error
+
+
+def timed_out(seconds: float) -> TimeoutError:
+    """Return the error of an operation that took too long."""
+    return TimeoutError(f"The session store did not answer within {seconds:g} seconds")

@@ -26,10 +26,11 @@ from . import (
     plot,
     results,
     scale,
+    server_time,
     servers,
     table,
 )
-from .cases import CASES, SERVERS, STORAGES, Case, Stores
+from .cases import CASES, MAIN, SERVER_CASES, SERVERS, STORAGES, Case, Stores
 from .contenders import Contender, ContenderError
 
 _ERRORS = Console(stderr=True)
@@ -48,24 +49,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run_cases(options: argparse.Namespace) -> int:
     run = _saved(options) if options.show else _measured(options, _selected(options, CASES))
+    _report(options, run, table.TITLE)
+    if options.plot:
+        plot.save(run, options.plot)
+    return 0
+
+
+def _run_server(options: argparse.Namespace) -> int:
+    if options.show:
+        run = _saved(options)
+    else:
+        run = _measured(options, _selected(options, SERVER_CASES), of_servers=True)
+    _report(options, run, table.SERVER_TITLE)
+    return 0
+
+
+def _report(options: argparse.Namespace, run: results.Run, title: str) -> None:
     if options.json:
         run.save(options.json)
     old = results.load(options.compare) if options.compare else None
     rows = table.rows(run, old)
-    _OUT.print(table.for_terminal(rows, table.TITLE))
-    _print_facts({**run.contenders, **run.machine})
+    _OUT.print(table.for_terminal(rows, title))
+    _print_facts({**run.missing, **run.contenders, **run.machine})
     if options.rst:
         table.save_rst(rows, options.rst)
-    if options.plot:
-        plot.save(run, options.plot)
-    return 0
 
 
 def _run_load(options: argparse.Namespace) -> int:
     seconds = options.seconds or load.SECONDS
     loader = load.Loader(options.connections, seconds, uvloop=options.uvloop)
     names, absent = contenders.available(options.impl)
-    storages = list(dict.fromkeys(case.storage for case in _selected(options, CASES)))
+    storages = _selected_storages(options)
     with _stores(options, storages) as (stores, missing):
         storages = [name for name in storages if name in STORAGES and name not in missing]
         with _progress(load.count_steps(names, storages, seconds)) as step:
@@ -94,7 +108,7 @@ def _run_scale(options: argparse.Namespace) -> int:
     ):
         found = list(scale.measure_memory(names, rounds, stores, missing, step))
     _OUT.print(table.for_terminal(table.memory_rows(found), "Sessions in the memory of a process"))
-    _print_facts({**run.contenders, **run.machine})
+    _print_facts({**run.missing, **run.contenders, **run.machine})
     if options.json:
         run.save(options.json)
     return 0
@@ -102,7 +116,7 @@ def _run_scale(options: argparse.Namespace) -> int:
 
 def _run_outage(options: argparse.Namespace) -> int:
     names, absent = contenders.available(options.impl)
-    storages = list(dict.fromkeys(case.storage for case in _selected(options, CASES)))
+    storages = _selected_storages(options)
     runs = [(name, storage) for storage in storages if storage in SERVERS for name in names]
     with _progress(len(runs)) as step:
         seen = []
@@ -117,7 +131,7 @@ def _run_outage(options: argparse.Namespace) -> int:
 
 
 def _run_faults(options: argparse.Namespace) -> int:
-    storages = list(dict.fromkeys(case.storage for case in _selected(options, CASES)))
+    storages = _selected_storages(options)
     storages = [name for name in storages if name in faults.STORAGES]
     seconds = options.seconds or faults.SECONDS
     found = {}
@@ -141,7 +155,7 @@ def _errors(found: dict[str, faults.Outcome]) -> dict[str, str]:
 
 
 def _run_owners(options: argparse.Namespace) -> int:
-    storages = list(dict.fromkeys(case.storage for case in _selected(options, CASES)))
+    storages = _selected_storages(options)
     storages = [name for name in storages if name in {"memory", *SERVERS}]
     rounds = 1 if options.quick else min(options.rounds, 5)
     with _stores(options, storages) as (stores, missing), _progress(len(storages)) as step:
@@ -171,6 +185,7 @@ _MODES = {
     "outage": _run_outage,
     "owners": _run_owners,
     "scale": _run_scale,
+    "server": _run_server,
 }
 
 
@@ -180,9 +195,12 @@ def _saved(options: argparse.Namespace) -> results.Run:
     return run
 
 
-def _measured(options: argparse.Namespace, cases: list[Case]) -> results.Run:
+def _measured(
+    options: argparse.Namespace, cases: list[Case], *, of_servers: bool = False
+) -> results.Run:
     names, absent = contenders.available(options.impl)
-    rounds, batch = _rounds(options), 0.001 if options.quick else measuring.BATCH
+    batch = server_time.BATCH if of_servers else measuring.BATCH
+    rounds, batch = _rounds(options), 0.001 if options.quick else batch
     with contextlib.ExitStack() as stack:
         storages = [case.storage for case in cases]
         stores, missing = stack.enter_context(_stores(options, storages))
@@ -192,11 +210,12 @@ def _measured(options: argparse.Namespace, cases: list[Case]) -> results.Run:
         for name in names:
             running.append(Contender(name, stores))
             stack.callback(running[-1].close)
+        clock = stack.enter_context(server_time.clock(stores)) if of_servers else None
         with _progress(measuring.count_steps(cases, rounds) + 1) as step:
-            timings = measuring.measure(running, cases, rounds, step, batch)
+            timings = measuring.measure(running, cases, rounds, step, batch, clock)
             step("what saw slow moments only, once more")
             if not options.quick:
-                measuring.catch_up(timings, running)
+                measuring.catch_up(timings, running, batch, clock=clock)
     described = {contender.name: contender.describe() for contender in running} | absent
     return results.Run(timings, described, not_run, machine.describe())
 
@@ -210,7 +229,7 @@ def _stores(
     options: argparse.Namespace, needed: list[str]
 ) -> Iterator[tuple[Stores, dict[str, str]]]:
     """Give the servers that storages need, and say why the missing ones can't be had."""
-    found: dict[str, str | None] = {"redis": options.redis, "memcached": options.memcached}
+    found: dict[str, str | None] = {name: getattr(options, name) for name in Stores._fields}
     missing: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         for name in dict.fromkeys(SERVERS[storage] for storage in needed if storage in SERVERS):
@@ -221,7 +240,7 @@ def _stores(
             except servers.MissingServerError as error:
                 missing |= {s: f"not run: {error}" for s in SERVERS if SERVERS[s] == name}
             else:
-                scheme = "redis://" if name == "redis" else ""
+                scheme = "" if name == "memcached" else "redis://"
                 found[name] = f"{scheme}{servers.HOST}:{server.port}"
         yield Stores(**found), missing
 
@@ -250,6 +269,11 @@ def _selected(options: argparse.Namespace, cases: Iterable[Case]) -> list[Case]:
     return selected
 
 
+def _selected_storages(options: argparse.Namespace) -> list[str]:
+    cases = [case for case in CASES if case.storage in MAIN]
+    return list(dict.fromkeys(case.storage for case in _selected(options, cases)))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     add = parser.add_argument
@@ -265,6 +289,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--plot", type=Path, metavar="FILE.svg", help="draw the results")
     add("--redis", metavar="URL", help="a Redis server to use, instead of one of our own")
     add("--memcached", metavar="HOST:PORT", help="the same for memcached")
+    add("--valkey", metavar="URL", help="the same for Valkey")
     add("--connections", default=64, type=int, help="load: HTTP connections at a time")
     add("--seconds", type=float, help="load, faults: how long each measurement takes in all")
     add("--faults", default=10, type=float, help="faults: how many in a second")

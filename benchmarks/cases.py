@@ -5,6 +5,8 @@ This module runs in every contender's process, with whichever package is importe
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -43,6 +45,11 @@ class Case:
     at_once: int = 1  # requests in progress at a time
     cookies: int = 4  # in the request, the session's included
     stored: int = 0  # other sessions in the store, if it is in memory
+
+    @property
+    def is_one_session(self) -> bool:
+        """Whether the requests that are in progress at a time belong to one visitor."""
+        return self.operation == "one session"
 
     @property
     def name(self) -> str:
@@ -96,6 +103,7 @@ class Stores(NamedTuple):
 
     redis: str | None = None  # URL
     memcached: str | None = None  # HOST:PORT
+    valkey: str | None = None  # URL
 
 
 def _siv(stores: Stores) -> AbstractStorage:
@@ -104,23 +112,20 @@ def _siv(stores: Stores) -> AbstractStorage:
     return EncryptedCookieStorage(KEY, cipher="aes-256-gcm-siv")
 
 
-def _redis(stores: Stores) -> AbstractStorage:
-    assert stores.redis is not None
+def _redis(url: str | None, **options: Any) -> AbstractStorage:
+    assert url is not None
     # The default, 100 connections, is too few for the reference package at 256 requests at once.
-    return RedisStorage(redis.from_url(stores.redis, max_connections=1000))
+    return RedisStorage(redis.from_url(url, max_connections=1000), **_supported(options))
 
 
-def _redis_near(stores: Stores) -> AbstractStorage:
-    if IS_REFERENCE:  # has none
-        return _redis(stores)
-    assert stores.redis is not None
-    return RedisStorage(redis.from_url(stores.redis, max_connections=1000), near_cache=10**7)
+def _memcached(address: str | None, **options: Any) -> AbstractStorage:
+    assert address is not None
+    host, _, port = address.rpartition(":")
+    return MemcachedStorage(aiomcache.Client(host, int(port)), **_supported(options))
 
 
-def _memcached(stores: Stores) -> AbstractStorage:
-    assert stores.memcached is not None
-    host, _, port = stores.memcached.rpartition(":")
-    return MemcachedStorage(aiomcache.Client(host, int(port)))
+def _supported(options: dict[str, Any]) -> dict[str, Any]:
+    return {} if IS_REFERENCE else options  # the reference package has no such option
 
 
 def _traced(stores: Stores) -> AbstractStorage:
@@ -137,12 +142,21 @@ STORAGES: dict[str, Callable[[Stores], AbstractStorage]] = {
     "nacl": lambda stores: NaClCookieStorage(KEY),
     "memory": lambda stores: MemoryStorage(max_sessions=10**7, max_bytes=10**10),
     "traced": _traced,
-    "redis": _redis,
-    "redis near": _redis_near,
-    "memcached": _memcached,
+    "redis": lambda stores: _redis(stores.redis),
+    "redis merge": lambda stores: _redis(stores.redis, on_conflict="merge"),
+    "redis near": lambda stores: _redis(stores.redis, near_cache=10**7),
+    "valkey": lambda stores: _redis(stores.valkey),
+    "valkey merge": lambda stores: _redis(stores.valkey, on_conflict="merge"),
+    "memcached": lambda stores: _memcached(stores.memcached),
+    "memcached merge": lambda stores: _memcached(stores.memcached, on_conflict="merge"),
 }
-SERVERS = {"redis": "redis", "redis near": "redis", "memcached": "memcached"}
+SERVERS = {name: name.split()[0] for name in STORAGES if name.split()[0] in Stores._fields}
 """What runs on a server, and on which."""
+MERGING = ("redis merge", "valkey merge", "memcached merge")
+"""Storages that merge the changes of requests; the reference package overwrites."""
+VARIANTS = ("valkey", *MERGING)
+"""Storages that differ from another one only in how they write."""
+MAIN = tuple(name for name in STORAGES if name not in VARIANTS)
 ONLY_HERE = ("memory", "traced")  # the reference package has no such storage
 
 
@@ -188,6 +202,51 @@ async def _log_out(request: web.Request) -> web.Response:
 _NEWCOMER = session_data(Case.size)
 
 
+class Meeting:
+    """Where the requests of one visitor wait until all of them have arrived."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._loop = asyncio.get_running_loop()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._arrived = 0
+        self._complete = self._loop.create_future()
+
+    async def join(self) -> int:
+        """Wait for the other requests, and return how many of them arrived earlier."""
+        earlier = self._arrived
+        self._arrived += 1
+        if self._arrived < self._size:
+            await self._complete
+        else:
+            self._complete.set_result(None)
+            self._begin()
+            await asyncio.sleep(0)  # The last request goes on in the same tick as the others.
+        return earlier
+
+
+async def _write_own_item(request: web.Request) -> web.Response:
+    meeting: Meeting = request["meeting"]
+    await meeting.join()  # Now the visitor's earlier requests are answered.
+    session = await get_session(request)
+    number = await meeting.join()  # Now all requests have loaded the same record.
+    session[f"item{number}"] = next(_VALUES)
+    return web.Response(text="ok")
+
+
+async def meet(request: web.Request) -> web.Response:
+    """Answer, after two meetings, without a thought of sessions."""
+    meeting: Meeting = request["meeting"]
+    await meeting.join()
+    await meeting.join()
+    return web.Response(text="ok")
+
+
+_VALUES = itertools.cycle(range(100, 1000))  # No write leaves a record as it was.
+
+
 class Operation(NamedTuple):
     """A handler, and what it does to the session's data, for the check."""
 
@@ -203,6 +262,7 @@ OPERATIONS = {
     "nested write": Operation(_nested_write, lambda data: data["cart"][0].update(n=2)),
     "new session": Operation(_log_in, lambda data: data.update(_NEWCOMER)),
     "logout": Operation(_log_out, lambda data: data.clear()),
+    "one session": Operation(_write_own_item),
 }
 
 
@@ -273,20 +333,31 @@ def step_names() -> dict[str, Any]:
 
 
 def _all() -> list[Case]:
-    cases = [Case(storage, operation) for storage in STORAGES for operation in OPERATIONS]
+    operations = [name for name in OPERATIONS if not Case("", name).is_one_session]
+    cases = [Case(storage, operation) for storage in MAIN for operation in operations]
     cases += [
         Case(storage, operation, at_once=at_once)
         for at_once in (8, 64)
         for storage in SERVERS
-        for operation in OPERATIONS
+        for operation in operations
+        if storage in MAIN or operation == "write"
     ]
+    cases += [Case(storage, "one session", at_once=8) for storage in SERVERS]
     cases += [
         Case(storage, operation, size=size)
         for size in (20, 2900)  # the larger just fits into an encrypted cookie
-        for storage in STORAGES
+        for storage in MAIN
         for operation in ("read", "write")
     ]
     return cases + [Case("step", name) for name in STEPS]
 
 
 CASES = _all()
+SERVER_CASES = [
+    Case(storage, operation, at_once=at_once)
+    for at_once in (8, 64)
+    for storage in SERVERS
+    for operation in ("read", "write")
+    if storage != "redis near" and (storage not in MERGING or operation == "write")
+]
+"""The cases of which the CPU time of the server is measured."""

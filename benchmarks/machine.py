@@ -11,6 +11,8 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
+from . import servers
+
 _PACKAGES = (
     "aiohttp",
     "orjson",
@@ -49,12 +51,15 @@ def _packages() -> list[str]:
 
 def _programs() -> list[str]:
     found = []
-    for program in _PROGRAMS:
-        if path := shutil.which(program):
-            text = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
-            words = text.stdout.replace("v=", "").split()
-            versions = [word for word in words if word[0].isdigit()]
-            found.append(f"{program} {versions[0]}" if versions else program)
+    paths = [path for program in _PROGRAMS if (path := shutil.which(program))]
+    with contextlib.suppress(servers.MissingServerError):
+        paths.append(servers.valkey_program())
+    for path in paths:
+        program = Path(path).name
+        text = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+        words = text.stdout.replace("v=", "").split()
+        versions = [word for word in words if word[0].isdigit()]
+        found.append(f"{program} {versions[0]}" if versions else program)
     return found
 
 

@@ -42,6 +42,8 @@ class Timing:
 
 
 Timings = dict[Case, dict[str, Timing]]
+Clock = Callable[[Case], float]
+"""Returns the seconds of CPU time that the server of a case has used until now."""
 
 
 def measure(
@@ -50,9 +52,11 @@ def measure(
     rounds: int,
     step: Callable[[str], None],
     batch: float = BATCH,
+    clock: Clock | None = None,
 ) -> Timings:
     """Check every case with every contender, then time them.
 
+    :param clock: measures the servers instead of the contenders.
     :param step: called with a description before each of `count_steps` steps.
     :raises ContenderError: if a contender fails, or gives a wrong answer.
     """
@@ -68,9 +72,12 @@ def measure(
             timings[case][contender.name] = Timing()
     for number in range(rounds):
         bare = {
-            (contender.name, at_once): contender.ask("bare", seconds=batch, at_once=at_once)
-            for at_once in sorted({case.at_once for case in cases})
+            (contender.name, at_once, one_session): contender.ask(
+                "bare", seconds=batch, at_once=at_once, one_session=one_session
+            )
+            for at_once, one_session in sorted({(c.at_once, c.is_one_session) for c in cases})
             for contender in contenders
+            if clock is None  # a bare handler asks no server
         }
         for case in cases:
             step(f"round {number + 1}: {case.name}")
@@ -78,14 +85,18 @@ def measure(
                 timing = timings[case].get(contender.name)
                 if timing is None:
                     continue
-                _time(timing, case, contender, batch)
-                if case.storage != "step":  # steps take off their own
-                    timing.bare.append(bare[contender.name, case.at_once])
+                _time(timing, case, contender, batch, clock)
+                if case.storage != "step" and clock is None:  # steps take off their own
+                    timing.bare.append(bare[contender.name, case.at_once, case.is_one_session])
     return timings
 
 
 def catch_up(
-    timings: Timings, contenders: list[Contender], batch: float = BATCH, patience: float = PATIENCE
+    timings: Timings,
+    contenders: list[Contender],
+    batch: float = BATCH,
+    patience: float = PATIENCE,
+    clock: Clock | None = None,
 ) -> None:
     """Try again what hardly saw a fast moment.
 
@@ -96,7 +107,7 @@ def catch_up(
         for timing, case, contender in slow:
             if time.monotonic() > ends:
                 return
-            _time(timing, case, contender, batch)
+            _time(timing, case, contender, batch, clock)
 
 
 def _slow(
@@ -111,8 +122,13 @@ def _slow(
                 yield timing, case, contender
 
 
-def _time(timing: Timing, case: Case, contender: Contender, batch: float) -> None:
-    taken, pace = contender.ask("time", seconds=batch, **dataclasses.asdict(case))
+def _time(
+    timing: Timing, case: Case, contender: Contender, batch: float, clock: Clock | None
+) -> None:
+    before = clock(case) if clock else 0.0
+    taken, pace, count = contender.ask("time", seconds=batch, **dataclasses.asdict(case))
+    if clock:
+        taken = (clock(case) - before) / count * 1e6
     timing.taken.append(taken)
     timing.paces.append(pace)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .cases import Case
+from .cases import VARIANTS, Case
 from .results import Run
 
 _COLORS = {"compiled": "#1b7f5c", "pure": "#57ab89", "reference": "#949494"}
@@ -61,6 +61,6 @@ def save(run: Run, path: Path) -> None:
 
 def _row(case: Case) -> str:
     """Return the label of the bars that a case is among; empty if it is not drawn."""
-    if case.storage == "step" or case.size != Case.size or case.at_once == 8:
+    if case.storage in {"step", *VARIANTS} or case.size != Case.size or case.at_once == 8:
         return ""
     return case.storage if case.at_once == 1 else f"{case.storage}, {case.at_once} at once"

@@ -20,6 +20,14 @@ class Run:
     not_run: dict[Case, str] = field(default_factory=dict)  # and why
     machine: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def missing(self) -> dict[str, str]:
+        """Why storages were not run: a line for each reason."""
+        storages: dict[str, dict[str, None]] = {}
+        for case, why in self.not_run.items():
+            storages.setdefault(why, {})[case.storage] = None
+        return {", ".join(names): why for why, names in storages.items()}
+
     def save(self, path: Path) -> None:
         """Write the run as JSON."""
         results = [

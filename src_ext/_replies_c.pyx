@@ -19,6 +19,7 @@ cdef const char* _INVALIDATION = b">2\r\n$10\r\ninvalidate\r\n*1\r\n$"
 
 cdef enum:
     MAX_TTL = 0x7FFF_FFFF  # seconds
+    DIGEST_SIZE = 40  # of SHA-1, in hex
 
 # Behind the last byte of a bytes object there is a NUL, at which every scan ends.
 
@@ -89,6 +90,64 @@ def write_set(key, payload, ttl, condition):
         out = _end_line(_write_number(out, seconds))
     if condition_size:
         _write_argument(out, PyBytes_AS_STRING(condition), condition_size)
+    return command
+
+
+def write_swap(key, expected, payload, ttl, script):
+    """Write a command of Redis that replaces a record if it is the expected one.
+
+    :param ttl: in seconds; None for ever.
+    :param script: the digest of a script for EVALSHA, or a script for EVAL, which takes the key,
+        the expected record, the payload and the TTL, if there is one; empty for SET with IFEQ.
+    """
+    cdef int is_odd = 0, count
+    cdef long long seconds = 0
+    if type(key) is not str or type(payload) is not bytes or type(script) is not bytes:
+        return _replies_py.write_swap(key, expected, payload, ttl, script)
+    if type(ttl) is int:
+        seconds = PyLong_AsLongLongAndOverflow(ttl, &is_odd)
+    elif ttl is not None:
+        is_odd = True
+    if type(expected) is not bytes or not PyUnicode_IS_ASCII(key):
+        is_odd = True
+    if is_odd or not 0 <= seconds <= MAX_TTL:
+        return _replies_py.write_swap(key, expected, payload, ttl, script)
+    cdef Py_ssize_t length = PyUnicode_GET_LENGTH(key), payload_size = PyBytes_GET_SIZE(payload)
+    cdef Py_ssize_t expected_size = PyBytes_GET_SIZE(expected)
+    cdef Py_ssize_t script_size = PyBytes_GET_SIZE(script)
+    cdef Py_ssize_t size = 4 + _argument_size(length) + _argument_size(payload_size)
+    size += _argument_size(expected_size)
+    cdef int is_set = script_size == 0, name_size = 7 if script_size == DIGEST_SIZE else 4
+    if is_set:
+        count = 5
+        size += _argument_size(3) + _argument_size(4)
+    else:
+        count = 6
+        size += _argument_size(name_size) + _argument_size(script_size) + _argument_size(1)
+    if ttl is not None:
+        count += 1 + is_set
+        size += _argument_size(_count_digits(seconds)) + (_argument_size(2) if is_set else 0)
+    command = PyBytes_FromStringAndSize(NULL, size)
+    cdef unsigned char* out = <unsigned char*>PyBytes_AS_STRING(command)
+    out = _write_size(out, c"*", count)
+    if is_set:
+        out = _write_argument(out, b"SET", 3)
+    else:
+        out = _write_argument(out, b"EVALSHA" if name_size == 7 else b"EVAL", name_size)
+        out = _write_argument(out, PyBytes_AS_STRING(script), script_size)
+        out = _write_argument(out, b"1", 1)
+    out = _write_argument(out, <const char*>PyUnicode_1BYTE_DATA(key), length)
+    if not is_set:
+        out = _write_argument(out, PyBytes_AS_STRING(expected), expected_size)
+    out = _write_argument(out, PyBytes_AS_STRING(payload), payload_size)
+    if ttl is not None:
+        if is_set:
+            out = _write_argument(out, b"EX", 2)
+        out = _write_size(out, c"$", _count_digits(seconds))
+        out = _end_line(_write_number(out, seconds))
+    if is_set:
+        out = _write_argument(out, b"IFEQ", 4)
+        _write_argument(out, PyBytes_AS_STRING(expected), expected_size)
     return command
 
 

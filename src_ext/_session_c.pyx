@@ -68,7 +68,8 @@ cdef object _UNTAKEN = object()  # in place of a fingerprint, while no container
 @cython.freelist(64)
 cdef class Session:
     cdef public object _changed, _created, _identity, _max_age, _new
-    cdef public object _issued, _listed, _owner, _record, _renew, _replaces, _touch, _fingerprint
+    cdef public object _ended, _fingerprint, _issued, _listed, _owner, _record, _renew
+    cdef public object _replaces, _touch
     cdef object _contents
     cdef dict __dict__
     cdef object __weakref__
@@ -189,6 +190,7 @@ cdef class Session:
         self._changed = True
         self._renew = True
         # What is written from here on is another session.
+        self._ended = self._record
         self._issued = self._owner = self._record = None
         self._contents = {}
 
@@ -361,6 +363,7 @@ cdef class Session:
             "_new": self._new,
             "_max_age": self._max_age,
             "_created": self._created,
+            "_ended": self._ended,
             "_issued": self._issued,
             "_listed": self._listed,
             "_owner": self._owner,

@@ -28,6 +28,7 @@ class HeldProxy:
         self._channels: set[_Channel] = set()
         self._held: list[_Channel] = []
         self._has_held = asyncio.Event()
+        self._has_reply = asyncio.Event()
         self.passed = bytearray()
         """What the server was sent."""
 
@@ -58,10 +59,39 @@ class HeldProxy:
         await self._has_held.wait()
         self._has_held.clear()
 
+    def hold_replies(self) -> None:
+        """Hold back what the server replies on the connections that are open now."""
+        self._has_reply.clear()
+        for channel in self._channels:
+            channel.is_mute = True
+
+    async def holds_reply(self, text: bytes) -> None:
+        """Wait until a reply with this text is held back."""
+        while not any(text in channel.replied for channel in self._channels):
+            await self._has_reply.wait()
+            self._has_reply.clear()
+
+    def pass_reply(self, end: bytes) -> None:
+        """Pass on what is held back of the replies, up to the first end of one, and hold the rest.
+
+        The client's connections stay open, whatever has become of the server.
+        """
+        for channel in self._channels:
+            reply, found, rest = bytes(channel.replied).partition(end)
+            if found:
+                channel.to_client.write(reply + found)
+                channel.replied = bytearray(rest)
+
     def cut(self) -> None:
         """Cut the connections whose bytes are held back, as their client sees it."""
         for channel in self._channels:
-            if channel.is_held:
+            if channel.is_held or channel.is_mute:
+                channel.to_client.transport.abort()
+
+    def cut_others(self) -> None:
+        """Cut the connections of which nothing is held back, as their client sees it."""
+        for channel in self._channels:
+            if not (channel.is_held or channel.is_mute):
                 channel.to_client.transport.abort()
 
     async def release(self) -> None:
@@ -114,6 +144,9 @@ class HeldProxy:
                 if self.replies_to_lose:
                     self.replies_to_lose -= 1
                     channel.to_client.transport.abort()
+                elif channel.is_mute:
+                    channel.replied += data
+                    self._has_reply.set()
                 else:
                     channel.to_client.write(data)
 
@@ -127,4 +160,6 @@ class _Channel:
         self.to_client = to_client
         self.to_server = to_server
         self.is_held = False
-        self.kept = bytearray()
+        self.kept = bytearray()  # for the server
+        self.is_mute = False
+        self.replied = bytearray()  # for the client

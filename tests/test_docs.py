@@ -193,9 +193,9 @@ def _logged(path: Path) -> list[tuple[str, str]]:
         level = name.removeprefix("log.")
         if name == "RateLimited":
             level = ast.unparse(node.args[0]).removeprefix("logging.").lower()
-            text = constants[ast.unparse(node.args[1]).removeprefix("self.")]
-        elif name == "log_once":
-            level = "info"
+            text = constants.get(ast.unparse(node.args[1]).removeprefix("self."), node.args[1])
+        elif name in {"log_once", "warn_once"}:
+            level = "info" if name == "log_once" else "warning"
         elif name == "log.log" or not name.startswith("log."):
             continue
         if isinstance(text, ast.JoinedStr):

@@ -306,18 +306,18 @@ async def test_the_cookie_and_the_record_last_for_the_smaller_of_what_is_left(
 ) -> None:
     storage = MemoryStorage(max_age=max_age, lifetime=lifetime)
     ttls: list[int | None] = []
-    create, update = storage.store.create, storage.store.update
+    create, swap = storage.store.create, storage.store.swap
 
     async def note_create(key: str, payload: bytes, ttl: int | None) -> None:
         ttls.append(ttl)
         await create(key, payload, ttl)
 
-    async def note_update(key: str, payload: bytes, ttl: int | None) -> bool:
+    async def note_swap(key: str, expected: bytes | None, payload: bytes, ttl: int | None) -> bool:
         ttls.append(ttl)
-        return await update(key, payload, ttl)
+        return await swap(key, expected, payload, ttl)
 
     monkeypatch.setattr(storage.store, "create", note_create)
-    monkeypatch.setattr(storage.store, "update", note_update)
+    monkeypatch.setattr(storage.store, "swap", note_swap)
     browser = Browser(storage)
     response = await browser.set(a=1)
     if age:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from operator import methodcaller
 
 import pytest
@@ -48,10 +49,14 @@ async def test_a_record_that_is_over_is_deleted(make_storage: MakeStorage, actio
     await browser.set(a=1)
     before = str(browser.cookie)
     await browser.do(methodcaller(action))
-    assert await storage.store.read(key_of(before)) is None
+    record = await storage.store.read(key_of(before))
     if action == "regenerate_id":
+        assert record is not None
+        assert json.loads(record) == {"moved": key_of(str(browser.cookie)).removeprefix(f"{NAME}_")}
         assert await browser.load() == {"a": 1}
         assert await storage.store.read(key_of(str(browser.cookie))) is not None
+    else:
+        assert record is None
 
 
 async def test_a_new_session_deletes_the_old_record(make_storage: MakeStorage) -> None:

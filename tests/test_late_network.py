@@ -4,8 +4,7 @@ A user has a session; a process behind that network and one whose network is wel
 requests. Whatever hypothesis finds to do, what was acknowledged is there; it is never undone by
 what is older, however late that comes; what has ended stays ended; and each request ends.
 
-In Redis a write that has failed is never done later. In memcached, where nothing can forbid it, it
-may be, but only if nobody has written since.
+A write that has failed may be applied later, but only if no other write was applied since.
 """
 
 from __future__ import annotations
@@ -137,7 +136,6 @@ class User:
         self._ended: list[str] = []  # identities
         self._was: Content | None = None  # when it was looked at, or written, last; None: it ended
         self._may_be: set[Content | None] = set()
-        self._is_fenced = isinstance(near.storage, RedisStorage)
 
     async def log_in(self) -> None:
         session = await self._near.storage.new_session()
@@ -183,7 +181,7 @@ class User:
         """See what there is."""
         seen = content_of(await self._near.load(self._identity))
         assert seen in self._may_be
-        if self._is_fenced or seen != self._was:  # what was not done by now never will be
+        if seen != self._was:  # what was not applied by now never will be
             self._is({seen})
         if seen is None:
             self._ended.append(self._identity)

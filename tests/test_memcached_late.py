@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from aiohttp_session.stores import UnsettledError, _memcached_client
+from aiohttp_session.stores import UnsettledError
 from aiohttp_session.stores._memcached_client import Client
 from aiohttp_session.stores._memcached_connection import Connection
 from aiohttp_session.stores._memcached_protocol import ConnectionLostError
@@ -79,33 +79,67 @@ async def lose_reply_of(operation: Awaitable[Any], proxy: HeldProxy) -> Any:
     return await operation
 
 
-async def test_late_duplicate_of_an_update_does_not_undo_a_newer_one(
+async def lose_bytes_of_write(operation: Awaitable[Any], proxy: HeldProxy) -> None:
+    """Have the network hold a write, and its connection be lost."""
+    with pytest.raises(UnsettledError, match="unknown whether the write was applied"):
+        await lose_bytes_of(operation, proxy)
+
+
+async def lose_reply_of_write(operation: Awaitable[Any], proxy: HeldProxy) -> None:
+    """Have a write be applied, and its reply be lost."""
+    with pytest.raises(UnsettledError, match="unknown whether the write was applied"):
+        await lose_reply_of(operation, proxy)
+
+
+async def replace(store: MemcachedStore) -> bytes | None:
+    assert await store.swap("k", b"v0", b"v2", None)
+    return b"v2"
+
+
+async def log_out(store: MemcachedStore) -> bytes | None:
+    await store.delete("k")
+    return None
+
+
+async def make_anew(store: MemcachedStore) -> bytes | None:
+    await store.delete("k")
+    await store.create("k", b"v0", None)  # the same bytes, in another version
+    return b"v0"
+
+
+@pytest.mark.parametrize("later", [replace, log_out, make_anew])
+async def test_late_swap_does_not_undo_a_later_write(
+    store: MemcachedStore,
+    other: MemcachedStore,
+    proxy: HeldProxy,
+    later: Callable[[MemcachedStore], Awaitable[bytes | None]],
+) -> None:
+    await lose_bytes_of_write(store.swap("k", b"v0", b"v1", None), proxy)
+    assert b"v1" not in proxy.passed
+    written = await later(other)
+    await proxy.release()
+    assert bytes(proxy.passed).count(b"v1") == 1
+    assert await other.read("k") == written
+
+
+async def test_late_swap_is_applied_if_nobody_has_written(
     store: MemcachedStore, other: MemcachedStore, proxy: HeldProxy
 ) -> None:
-    assert await lose_bytes_of(store.update("k", b"v1", None), proxy) is True
-    assert await other.update("k", b"v2", None)
+    await lose_bytes_of_write(store.swap("k", b"v0", b"v1", None), proxy)
+    assert await other.read("k") == b"v0"
+    await proxy.release()
+    assert await other.read("k") == b"v1"
+
+
+async def test_late_swap_that_was_repeated_is_applied_once(
+    store: MemcachedStore, other: MemcachedStore, proxy: HeldProxy
+) -> None:
+    await lose_bytes_of_write(store.swap("k", b"v0", b"v1", None), proxy)
+    assert await store.swap("k", b"v0", b"v1", None)
+    assert await other.swap("k", b"v1", b"v0", None)
     await proxy.release()
     assert bytes(proxy.passed).count(b"v1") == 2
-    assert await other.read("k") == b"v2"
-
-
-async def test_late_duplicate_of_an_update_does_not_undo_a_logout(
-    store: MemcachedStore, other: MemcachedStore, proxy: HeldProxy
-) -> None:
-    assert await lose_bytes_of(store.update("k", b"v1", None), proxy) is True
-    await other.delete("k")
-    await proxy.release()
-    assert await other.read("k") is None
-
-
-async def test_late_duplicate_of_an_update_leaves_a_record_made_anew(
-    store: MemcachedStore, other: MemcachedStore, proxy: HeldProxy
-) -> None:
-    assert await lose_bytes_of(store.update("k", b"v1", None), proxy) is True
-    await other.delete("k")
-    await other.create("k", b"anew", None)
-    await proxy.release()
-    assert await other.read("k") == b"anew"
+    assert await other.read("k") == b"v0"
 
 
 async def after_its_read(
@@ -126,83 +160,86 @@ async def after_its_read(
         return await operation
 
 
-async def test_late_duplicate_of_a_swap_does_nothing(
+async def test_late_swap_that_read_the_record_itself_does_not_undo_a_later_write(
     store: MemcachedStore, other: MemcachedStore, proxy: HeldProxy
 ) -> None:
     async def hold() -> None:
         proxy.hold()
 
+    client_of(store)._forget()
     swap = after_its_read(store, hold, store.swap("k", b"v0", b"v1", None))
     task = asyncio.ensure_future(swap)
     await proxy.holds()
     proxy.cut()
-    assert await task is True
-    assert await other.swap("k", b"v1", b"v0", None)
+    with pytest.raises(UnsettledError):
+        await task
+    assert await other.swap("k", b"v0", b"v2", None)
     await proxy.release()
-    assert bytes(proxy.passed).count(b"cas") == 2
-    assert await other.read("k") == b"v0"
+    assert bytes(proxy.passed).count(b"cas") == 1
+    assert await other.read("k") == b"v2"
 
 
-@pytest.mark.parametrize("newer", [None, b"v2"])
-async def test_swap_whose_reply_was_lost_is_settled_by_reading(
-    store: MemcachedStore, other: MemcachedStore, proxy: HeldProxy, newer: bytes | None
+async def test_swap_finds_a_record_that_was_changed_after_its_read(
+    store: MemcachedStore, other: MemcachedStore
 ) -> None:
-    async def lose() -> None:
-        proxy.replies_to_lose = 1
-        if newer is not None:
-            assert await other.update("k", newer, None)
+    client_of(store)._forget()
+    swap = store.swap("k", b"v0", b"v1", None)
+    assert await after_its_read(store, lambda: replace(other), swap) is False
+    assert await other.read("k") == b"v2"
 
-    swap = after_its_read(store, lose, store.swap("k", b"v0", b"v1", None))
-    if newer is None:
-        assert await swap is True
-        assert await other.read("k") == b"v1"
-    else:
-        with pytest.raises(UnsettledError):
-            await swap
-        assert await other.read("k") == newer
+
+async def test_swap_whose_reply_was_lost_is_unsettled_and_tells_when_it_is_repeated(
+    store: MemcachedStore, other: MemcachedStore, proxy: HeldProxy
+) -> None:
+    await lose_reply_of_write(store.swap("k", b"v0", b"v1", None), proxy)
+    assert await other.read("k") == b"v1"
+    assert await store.swap("k", b"v0", b"v1", None) is False
+    assert bytes(proxy.passed).count(b"cas") == 1  # what was read first forbade the other
 
 
 async def test_swap_for_nothing_stores_what_is_not_there(
     store: MemcachedStore, other: MemcachedStore, proxy: HeldProxy
 ) -> None:
-    assert await lose_reply_of(store.swap("new", None, b"v1", None), proxy) is True
+    await lose_reply_of_write(store.swap("new", None, b"v1", None), proxy)
     assert await store.swap("new", None, b"v2", None) is False
-    with pytest.raises(ConnectionLostError):
-        await lose_bytes_of(store.swap("newer", None, b"v1", None), proxy)
     assert await other.read("new") == b"v1"
+    await lose_bytes_of_write(store.swap("newer", None, b"v1", None), proxy)
+    assert await other.read("newer") is None
+    assert await other.swap("newer", None, b"v2", None) is True
+    await proxy.release()
+    assert bytes(proxy.passed).count(b"add newer") == 1
+    assert await other.read("newer") == b"v2"
 
 
-async def test_write_that_failed_is_not_done_after_a_later_one(
+async def test_write_whose_request_was_cancelled_does_not_undo_a_later_one(
     store: MemcachedStore, other: MemcachedStore, proxy: HeldProxy
 ) -> None:
     proxy.hold()
-    update = asyncio.ensure_future(store.update("k", b"v1", None))
+    swap = asyncio.ensure_future(store.swap("k", b"v0", b"v1", None))
     await proxy.holds()
-    update.cancel()
+    swap.cancel()
     proxy.cut()
     assert await other.read("k") == b"v0"
-    assert await other.update("k", b"v2", None)
+    assert await other.swap("k", b"v0", b"v2", None)
     await proxy.release()
     assert await other.read("k") == b"v2"
 
 
-async def test_create_whose_fate_is_unknown_is_an_error_and_not_repeated(
+async def test_create_whose_outcome_is_unknown_is_not_repeated(
     store: MemcachedStore, other: MemcachedStore, proxy: HeldProxy
 ) -> None:
-    with pytest.raises(ConnectionError) as caught:
-        await lose_bytes_of(store.create("new", b"v1", None), proxy)
-    assert not isinstance(caught.value, UnsettledError)  # it may be done yet
-    assert b"add" not in proxy.passed
+    await lose_bytes_of_write(store.create("new", b"v1", None), proxy)
+    assert b"set new" not in proxy.passed
     assert await other.read("new") is None
     await proxy.release()
-    assert bytes(proxy.passed).count(b"add") == 1
+    assert bytes(proxy.passed).count(b"set new") == 1
 
 
-async def test_create_whose_reply_was_lost_is_settled_by_reading(
+async def test_create_whose_reply_was_lost_is_unsettled(
     store: MemcachedStore, other: MemcachedStore, proxy: HeldProxy
 ) -> None:
-    await lose_reply_of(store.create("new", b"v1", None), proxy)
-    assert bytes(proxy.passed).count(b"add") == 1
+    await lose_reply_of_write(store.create("new", b"v1", None), proxy)
+    assert bytes(proxy.passed).count(b"set new") == 1
     assert await other.read("new") == b"v1"
 
 
@@ -211,33 +248,20 @@ async def test_create_replaces_what_there_is(store: MemcachedStore, other: Memca
     assert await other.read("k") == b"v1"
 
 
-async def test_create_goes_on_when_what_there_was_is_deleted_meanwhile(
-    store: MemcachedStore, other: MemcachedStore
-) -> None:
-    await after_its_read(store, lambda: other.delete("k"), store.create("k", b"v1", None))
-    assert await other.read("k") == b"v1"
-
-
-async def test_update_and_delete_whose_replies_were_lost_are_done(
+async def test_delete_whose_reply_was_lost_is_done(
     store: MemcachedStore, other: MemcachedStore, proxy: HeldProxy
 ) -> None:
-    assert await lose_reply_of(store.update("k", b"v1", None), proxy) is True
-    assert await other.read("k") == b"v1"
     await lose_reply_of(store.delete("k"), proxy)
     assert await other.read("k") is None
 
 
-@pytest.mark.parametrize("newer", [b"v2", None])
-async def test_update_that_cannot_be_settled_says_so(
-    store: MemcachedStore, other: MemcachedStore, proxy: HeldProxy, newer: bytes | None
+async def test_delete_that_is_held_is_done_by_another_connection(
+    store: MemcachedStore, other: MemcachedStore, proxy: HeldProxy
 ) -> None:
-    if newer is None:
-        await other.delete("k")
-    else:
-        assert await other.update("k", newer, None)
-    with pytest.raises(UnsettledError):
-        await lose_reply_of(store.update("k", b"v1", None), proxy)
-    assert await other.read("k") == newer
+    await lose_bytes_of(store.delete("k"), proxy)
+    assert await other.read("k") is None
+    await proxy.release()
+    assert bytes(proxy.passed).count(b"delete k") == 2
 
 
 async def test_read_is_repeated(store: MemcachedStore, proxy: HeldProxy) -> None:
@@ -253,8 +277,9 @@ async def test_read_is_repeated(store: MemcachedStore, proxy: HeldProxy) -> None
     "operation",
     [
         lambda store: store.read("k"),
-        lambda store: store.update("k", b"v1", None),
         lambda store: store.swap("k", b"v0", b"v1", None),
+        lambda store: store.swap("k", b"not read", b"v1", None),
+        lambda store: store.swap("k", None, b"v1", None),
         lambda store: store.create("k", b"v1", None),
         lambda store: store.delete("k"),
     ],
@@ -275,26 +300,28 @@ async def test_operation_that_nobody_waits_for_is_not_sent_again(
 
 
 @pytest.mark.parametrize(
-    ("operation", "commands"),
+    ("operation", "commands", "error"),
     [
-        (lambda store: store.read("k"), ["gets"] * 4),
-        (lambda store: store.update("k", b"v1", None), ["cas"] * 4),
-        (lambda store: store.swap("k", b"v0", b"v1", None), ["gets"] * 4),
-        (lambda store: store.create("k", b"v1", None), ["add"] + ["gets"] * 4),
-        (lambda store: store.delete("k"), ["delete"] * 4),
+        (lambda store: store.read("k"), ["gets"] * 4, ConnectionLostError),
+        (lambda store: store.swap("k", b"v0", b"v1", None), ["cas"], UnsettledError),
+        (lambda store: store.swap("k", b"not read", b"v1", None), ["gets"] * 4, UnsettledError),
+        (lambda store: store.swap("k", None, b"v1", None), ["add"], UnsettledError),
+        (lambda store: store.create("k", b"v1", None), ["set"], UnsettledError),
+        (lambda store: store.delete("k"), ["delete"] * 4, ConnectionError),
     ],
 )
-async def test_command_is_not_repeated_for_ever(
+async def test_only_reads_and_deletions_are_repeated_and_not_for_ever(
     store: MemcachedStore,
     proxy: HeldProxy,
     operation: Callable[[MemcachedStore], Awaitable[object]],
     commands: list[str],
+    error: type[Exception],
 ) -> None:
     proxy.passed.clear()
     proxy.replies_to_lose = 10
-    with pytest.raises(ConnectionLostError):
+    with pytest.raises(error):
         await operation(store)
-    assert re.findall(r"(gets|cas|add|delete) k", proxy.passed.decode()) == commands
+    assert re.findall(r"(gets|set|cas|add|delete) k", proxy.passed.decode()) == commands
 
 
 async def test_stalled_connection_is_given_up_with_time_left_for_another(
@@ -365,8 +392,9 @@ async def test_what_a_stalled_connection_owes_is_not_asked_of_those_that_were_id
 
 
 async def test_steps_of_an_operation_share_its_time_limit(
-    store: MemcachedStore, proxy: HeldProxy
+    store: MemcachedStore, other: MemcachedStore, proxy: HeldProxy
 ) -> None:
+    await make_anew(other)
     deadlines = []
     client = client_of(store)
     submit = client._submit
@@ -377,8 +405,8 @@ async def test_steps_of_an_operation_share_its_time_limit(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(client, "_submit", watched)
-        await store.create("k", b"v1", None)
-    assert len(deadlines) == 3  # add, gets, cas
+        assert await store.swap("k", b"v0", b"v1", None)
+    assert len(deadlines) == 3  # cas, gets, cas
     assert len(set(deadlines)) == 1
 
 
@@ -421,35 +449,11 @@ async def test_connection_that_is_slow_gets_no_more_commands(
     assert await first == b"v0"
 
 
-async def test_update_gets_the_token_that_is_no_longer_kept(
-    store: MemcachedStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_memcached_client, "_TOKENS_LIMIT", 2)
-    client = client_of(store)
-    keys = [f"k{number}" for number in range(10)]
-    for key in keys:
-        await store.create(key, b"v0", None)
-        await store.read(key)
-    assert len(client._tokens) + len(client._older_tokens) < 7
-    for key in keys:
-        assert await store.update(key, b"v1", None)
-        assert await store.read(key) == b"v1"
-
-
-async def test_updates_at_the_same_time_are_all_done_in_turn(
-    store: MemcachedStore, proxy: HeldProxy
-) -> None:
-    payloads = [b"%d" % number for number in range(30)]
-    done = await asyncio.gather(*(store.update("k", payload, None) for payload in payloads))
-    assert done == [True] * 30
-    assert await store.read("k") in payloads
-    assert bytes(proxy.passed).count(b"cas k") < 2 * 30  # were they to compete: 400
-
-
 async def test_finish_waits_for_operations_of_several_steps(
     store: MemcachedStore, other: MemcachedStore
 ) -> None:
-    await asyncio.gather(store.create("k", b"v1", None), store.finish())
+    client_of(store)._forget()
+    await asyncio.gather(store.swap("k", b"v0", b"v1", None), store.finish())
     assert await other.read("k") == b"v1"
 
 
@@ -483,7 +487,7 @@ def test_reply_that_came_while_the_process_stood_still_is_read(
 
 STEPS = st.lists(
     st.sampled_from(["hold", "lose", "release"])
-    | st.tuples(st.sampled_from(["read", "update", "swap", "delete"]), st.booleans()),
+    | st.tuples(st.sampled_from(["read", "swap", "swap stale", "delete"]), st.booleans()),
     min_size=3,
     max_size=12,
 )
@@ -491,10 +495,11 @@ STEPS = st.lists(
 
 @settings(settings.get_profile("storages"))
 @given(STEPS)
-@example(["hold", ("update", True), ("update", False), "release"])
 @example(["hold", ("swap", True), ("swap", False), "release"])
-@example(["hold", ("update", True), ("delete", False), "release"])
-@example(["lose", ("update", True), ("update", False), "lose", ("delete", True)])
+@example(["hold", ("swap", True), ("swap", True), ("swap", False), "release"])
+@example(["hold", ("swap", True), ("delete", False), ("swap", False), "release"])
+@example(["lose", ("swap", True), ("swap", False), "lose", ("delete", True)])
+@example([("swap", True), ("swap stale", False), "hold", ("delete", True), ("swap stale", True)])
 def test_acknowledged_writes_are_not_undone(memcached_server: Server, steps: list[Any]) -> None:
     """Two processes, one of them behind a network that holds, loses and delivers late."""
 
@@ -505,7 +510,7 @@ def test_acknowledged_writes_are_not_undone(memcached_server: Server, steps: lis
             await near.create("k", b"0", None)
             await far.read("k")
             record = Record(b"0")
-            for number, step in enumerate([*steps, "release"]):
+            for number, step in enumerate([*steps, "release"], 1):
                 if step == "hold":
                     proxy.hold()
                 elif step == "lose":
@@ -514,27 +519,16 @@ def test_acknowledged_writes_are_not_undone(memcached_server: Server, steps: lis
                     await proxy.release()
                 else:
                     name, is_far = step
-                    seen = await near.read("k")
-                    operation = begin(name, far if is_far else near, seen, b"%d" % number)
-                    await record.note(name, end(operation, proxy), b"%d" % number)
+                    record.see(await near.read("k"))
+                    await record.follow(name, far if is_far else near, b"%d" % number, proxy)
+                    # A late one would remove a record under the same key, which ids never have.
+                    record.may_go |= step == ("delete", True)
                 record.see(await near.read("k"))
             proxy.replies_to_lose = 0
             await near.finish()
             await far.finish()
 
     asyncio.run(run())
-
-
-def begin(
-    name: str, store: MemcachedStore, seen: bytes | None, payload: bytes
-) -> Awaitable[bytes | bool | None]:
-    if name == "read":
-        return store.read("k")
-    if name == "update":
-        return store.update("k", payload, None)
-    if name == "swap":
-        return store.swap("k", seen or b"", payload, None)
-    return store.delete("k")
 
 
 async def end(operation: Awaitable[Any], proxy: HeldProxy) -> Any:
@@ -554,16 +548,29 @@ class Record:
 
     def __init__(self, payload: bytes) -> None:
         self._payload: bytes | None = payload
-        self._late: set[bytes] = set()  # of writes that have failed since
-        self._may_go = False  # a delete has failed
+        self._former: bytes | None = b"never"
+        self._late: set[bytes] = set()  # of swaps from this record that are unsettled
+        self._may_be_added: set[bytes] = set()  # by those from none, whenever there is none
+        self.may_go = False
+        """A deletion was held back, perhaps."""
 
-    async def note(self, name: str, operation: Awaitable[Any], payload: bytes) -> None:
+    async def follow(
+        self, name: str, store: MemcachedStore, payload: bytes, proxy: HeldProxy
+    ) -> None:
+        """Do an operation, and take down what came of it."""
+        is_swap = name.startswith("swap")
+        expected = self._former if name == "swap stale" else self._payload
+        operation: Awaitable[Any]
+        if is_swap:
+            operation = store.swap("k", expected, payload, None)
+        else:
+            operation = store.read("k") if name == "read" else store.delete("k")
         try:
-            result = await operation
+            result = await end(operation, proxy)
         except ConnectionError:
-            if name == "delete":
-                self._may_go = True
-            elif name != "read":
+            if is_swap and expected is None:
+                self._may_be_added.add(payload)
+            elif is_swap and expected == self._payload:
                 self._late.add(payload)
             return
         if name == "read":
@@ -571,16 +578,20 @@ class Record:
         elif name == "delete":
             self._become(None)
         elif result:
-            assert self._payload is not None
+            assert expected == self._payload
             self._become(payload)
         else:
-            assert self._payload is None
+            assert expected != self._payload
 
     def see(self, payload: bytes | None) -> None:
         if payload != self._payload:
-            assert payload in self._late or (payload is None and self._may_go)
+            may_be_none = self.may_go or self._payload is None
+            possible = {*self._late, *(self._may_be_added if may_be_none else ())}
+            assert payload in possible or (payload is None and may_be_none)
             self._become(payload)
 
     def _become(self, payload: bytes | None) -> None:
+        if payload != self._payload:
+            self._former = self._payload
         self._payload = payload
         self._late = set()

@@ -13,8 +13,10 @@ import aiomcache
 import pytest
 
 from aiohttp_session.memcached_storage import MemcachedStorage
+from benchmarks import servers
 from benchmarks.servers import HOST, Server
 from tests.conftest import Clock
+from tests.contract import Browser
 from tests.proxy import Proxy
 from tests.waiting import turns, until
 
@@ -52,7 +54,8 @@ class FakeClient:
         return True
 
     async def add(self, key: bytes, value: bytes, exptime: int = 0) -> bool:
-        return key not in self.records and await self.set(key, value, exptime)
+        self.calls.append(("add", exptime))
+        return self.records.setdefault(key, value) is value
 
     async def cas(self, key: bytes, value: bytes, token: int, exptime: int = 0) -> bool:
         self.calls.append(("cas", exptime))
@@ -93,9 +96,9 @@ def test_storage_can_be_made_before_its_client() -> None:
 async def test_expiry_is_relative_up_to_a_month(clock: Clock, ttl: int | None, expiry: int) -> None:
     storage, client = with_fake_client()
     await storage.store.create("k", b"1", ttl)
-    await storage.store.update("k", b"2", ttl)
-    await storage.store.swap("k", b"2", b"3", ttl)
-    assert client.calls == [("set", expiry), ("cas", expiry), ("cas", expiry)]
+    await storage.store.swap("k", b"1", b"2", ttl)
+    await storage.store.swap("new", None, b"3", ttl)
+    assert client.calls == [("set", expiry), ("cas", expiry), ("add", expiry)]
 
 
 @pytest.mark.parametrize("ttl", [1, MONTH, MONTH + 100, None])
@@ -114,8 +117,8 @@ async def test_impossible_keys_are_refused_without_naming_them(
     for attempt in (
         read(),
         storage.store.create(key, b"1", None),
-        storage.store.update(key, b"1", None),
         storage.store.swap(key, b"1", b"2", None),
+        storage.store.swap(key, None, b"2", None),
         storage.store.delete(key),
     ):
         with pytest.raises(ValueError, match=rf"at most 250 .* has {len(key)}$"):
@@ -136,8 +139,8 @@ async def test_record_beyond_the_servers_limit_is_refused_and_nothing_else_suffe
     await storage.store.create("small", b"1", None)
     await storage.store.create("large", b"1", None)
     results = await asyncio.gather(
-        storage.store.update("small", b"2", None),
-        storage.store.update("large", huge, None),
+        storage.store.swap("small", b"1", b"2", None),
+        storage.store.swap("large", b"1", huge, None),
         storage.store.create("other", huge, None),
         storage.store.read("small"),
         return_exceptions=True,
@@ -208,16 +211,18 @@ async def test_replies_may_come_in_pieces(
     results = await asyncio.gather(
         storage.store.read("a"),
         storage.store.read("none"),
-        storage.store.update("b", b"3", None),
-        storage.store.update("none", b"3", None),
+        storage.store.swap("b", b"2", b"3", None),
+        storage.store.swap("b", None, b"4", None),
         storage.store.swap("a", b"1\r\nEND\r\n", b"", None),
         storage.store.swap("none", b"1", b"2", None),
         storage.store.delete("none"),
+        storage.store.swap("new", None, b"5", None),
     )
     assert results[:5] == [b"1\r\nEND\r\n", None, True, False, True]
-    assert results[5:] == [False, None]
+    assert results[5:] == [False, None, True]
     assert await storage.store.read("a") == b""
     assert await storage.store.read("b") == b"3"
+    assert await storage.store.read("new") == b"5"
 
 
 async def test_more_and_longer_keys_than_one_command_holds(storage: MemcachedStorage) -> None:
@@ -253,6 +258,21 @@ async def test_large_records_share_the_connections_that_there_may_be(proxy: Prox
     await storage.finish()
 
 
+async def test_a_server_without_cas_will_do() -> None:
+    with servers.memcached("-C") as server:
+        storage = MemcachedStorage(aiomcache.Client(HOST, server.port))
+        assert await storage.store.swap("k", None, b"1", None)
+        assert not await storage.store.swap("k", b"other", b"2", None)
+        assert await storage.store.swap("k", b"1", b"2", None)
+        browser = Browser(storage)
+        await browser.set(a=1)
+        await browser.set(b=2)
+        assert await browser.load() == {"a": 1, "b": 2}
+        await browser.do(lambda session: session.invalidate())
+        assert await browser.load() == {}
+        await storage.finish()
+
+
 @pytest.mark.parametrize("workers", [1, 20])
 async def test_swap_lets_one_of_many_win(storage: MemcachedStorage, workers: int) -> None:
     await storage.store.create("k", b"old", None)
@@ -269,7 +289,7 @@ async def test_finish_waits_for_a_save_whose_request_is_gone(
     await storage.store.create("k", b"1", None)
     await storage.store.read("k")
     proxy.hold_requests()
-    save = asyncio.ensure_future(storage.store.update("k", b"2", None))
+    save = asyncio.ensure_future(storage.store.swap("k", b"1", b"2", None))
     await until(lambda: proxy.held_requests)
     save.cancel()
     finish = asyncio.ensure_future(storage.finish())
@@ -366,7 +386,7 @@ def test_uvloop(memcached_server: Server) -> None:
             await asyncio.gather(*(storage.store.read("k") for _ in range(3)))
             == [b"x" * 200_000] * 3
         )
-        assert await storage.store.update("k", b"2", None)
+        assert await storage.store.swap("k", b"x" * 200_000, b"2", None)
         await storage.finish()
 
     loop = uvloop.new_event_loop()
@@ -381,8 +401,8 @@ async def test_client_of_the_users_own_is_called() -> None:
     await storage.store.create("k", b"1", None)
     assert client.records == {b"k": b"1"}
     assert await storage.store.read("k") == b"1"
-    assert await storage.store.update("k", b"2", None)
-    assert not await storage.store.update("none", b"2", None)
+    assert await storage.store.swap("k", b"1", b"2", None)
+    assert not await storage.store.swap("none", b"1", b"2", None)
     assert await storage.store.swap("k", b"2", b"3", None)
     assert not await storage.store.swap("k", b"2", b"4", None)
     await storage.store.delete("k")
@@ -390,12 +410,13 @@ async def test_client_of_the_users_own_is_called() -> None:
     await storage.finish()
 
 
-async def test_client_of_the_users_own_is_asked_again_if_another_program_was_faster() -> None:
+async def test_client_of_the_users_own_says_if_another_program_was_faster() -> None:
     storage, client = with_fake_client()
     await storage.store.create("k", b"1", None)
-    client.competitors = 2
+    client.competitors = 1
     assert not await storage.store.swap("k", b"1", b"2", None)
-    assert await storage.store.update("k", b"3", None)
+    assert client.records == {b"k": b"1"}
+    assert await storage.store.swap("k", b"1", b"3", None)
     assert client.records == {b"k": b"3"}
     assert not await storage.store.swap("k", None, b"4", None)
     assert await storage.store.swap("new", None, b"4", None)

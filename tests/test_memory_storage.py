@@ -61,7 +61,7 @@ async def test_the_least_recently_used_go_first_when_there_are_too_many_bytes() 
     assert await store.read("a") == b"9 bytes.."
     await store.create("e", b"another 9", None)  # at the cost of b
     assert [await store.read(key) is not None for key in "abcde"] == [True, False, *[True] * 3]
-    assert await store.update("e", b"15 bytes by now", None)  # of c
+    assert await store.swap("e", b"another 9", b"15 bytes by now", None)  # of c
     assert await store.swap("e", b"15 bytes by now", b"x" * 39, None)
     assert [await store.read(key) is not None for key in "abcde"] == [*[False] * 4, True]
     await store.delete("e")
@@ -86,9 +86,9 @@ async def test_a_record_that_is_larger_than_all_room_is_an_error() -> None:
     with pytest.raises(ValueError, match="A record of 41 bytes is more than max_bytes=40"):
         await store.create("b", b"x" * 40, None)
     with pytest.raises(ValueError, match="41 bytes"):
-        await store.update("a", b"x" * 40, None)
-    with pytest.raises(ValueError, match="41 bytes"):
         await store.swap("a", b"1", b"x" * 40, None)
+    with pytest.raises(ValueError, match="41 bytes"):
+        await store.swap("b", None, b"x" * 40, None)
     assert (await store.read("a"), len(store)) == (b"1", 1)
 
 
@@ -149,7 +149,7 @@ OPERATIONS: dict[str, Operation] = {
     "read another": lambda store: store.read("b"),
     "create": lambda store: store.create("a", b"created", None),
     "create another": lambda store: store.create("b", b"created", None),
-    "update": lambda store: store.update("a", b"an update", None),
+    "add": lambda store: store.swap("b", None, b"added", None),
     "swap": lambda store: store.swap("a", b"1", b"swapped", None),
     "swap too": lambda store: store.swap("a", b"1", b"swapped too", None),
     "delete": lambda store: store.delete("a"),
@@ -232,15 +232,17 @@ async def test_a_record_expires_ttl_seconds_after_its_last_write(clock: Clock) -
     await storage.store.create("key", b"1", 10)
     clock.now += 9.9
     assert await storage.store.read("key") == b"1"
-    assert await storage.store.update("key", b"2", 10)
+    assert await storage.store.swap("key", b"1", b"2", 10)
     clock.now += 9.9
     assert await storage.store.read("key") == b"2"
     clock.now += 0.1
     assert len(storage) == 1
     assert await storage.store.read("key") is None
     assert len(storage) == 0
-    assert not await storage.store.update("key", b"3", 10)
+    assert not await storage.store.swap("key", b"2", b"3", 10)
     assert await storage.store.read("key") is None
+    assert await storage.store.swap("key", None, b"3", 10)
+    assert await storage.store.read("key") == b"3"
 
 
 async def test_a_record_without_a_ttl_stays(clock: Clock) -> None:
@@ -260,6 +262,9 @@ async def test_a_record_is_swapped_only_for_the_expected_one(clock: Clock) -> No
     clock.now += 11
     assert not await storage.store.swap("key", b"2", b"3", 10)
     assert not await storage.store.swap("other", b"2", b"3", 10)
+    assert await storage.store.swap("key", None, b"3", 10)
+    assert not await storage.store.swap("key", None, b"4", 10)
+    assert await storage.store.read("key") == b"3"
 
 
 async def test_a_deleted_record_is_gone() -> None:
@@ -273,6 +278,7 @@ async def test_a_deleted_record_is_gone() -> None:
 
 async def test_a_storage_is_true_even_when_it_is_empty() -> None:
     assert MemoryStorage()
+    assert MemoryStore()
 
 
 async def test_what_is_stored_is_a_copy() -> None:

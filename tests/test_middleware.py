@@ -540,7 +540,7 @@ async def test_a_cancelled_handler_saves_nothing(monkeypatch: pytest.MonkeyPatch
 
 
 @both_ways
-@pytest.mark.parametrize("verb", ["read", "update"])
+@pytest.mark.parametrize("verb", ["read", "swap"])
 async def test_a_store_that_fails_is_an_error_without_a_cookie(
     verb: str, install: Install, aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

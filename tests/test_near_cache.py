@@ -312,8 +312,9 @@ class Process:
         return innermost(self.storage)._servers.get()._pipeline
 
     async def start(self) -> None:
-        """Have the connection that tracks."""
+        """Have the connection that tracks, and know how the server swaps."""
         await self.near.read("nothing")  # opens it
+        await self.near.swap("nothing", b"0", b"1", None)
         await self.settle()
 
     async def settle(self) -> None:
@@ -364,7 +365,7 @@ async def test_what_is_kept_can_be_asked_for(here: Process, redis_server: Server
 async def test_what_is_written_is_kept(here: Process) -> None:
     await here.near.create("k", b"1", 60)
     assert await here.is_hit("k", b"1")
-    assert await here.near.update("k", b"2", None)
+    assert await here.near.swap("k", b"1", b"2", None)
     assert await here.is_hit("k", b"2")
     assert await here.near.swap("k", b"2", b"3", 60)
     assert await here.is_hit("k", b"3")
@@ -374,16 +375,26 @@ async def test_what_is_written_is_kept(here: Process) -> None:
     assert await here.is_hit("new", b"1")
     await here.near.delete("k")
     assert await here.near.read("k") is None
-    assert not await here.near.update("k", b"5", 60)
+    assert not await here.near.swap("k", b"3", b"5", 60)
     assert await here.near.read("k") is None
     assert here.near.near_cache_info().records == 1
+
+
+async def test_what_is_swapped_by_another_connection_is_kept_after_its_next_read(
+    here: Process,
+) -> None:
+    await here.near.create("k", b"1", 60)
+    await here.client.script_flush()
+    assert await here.near.swap("k", b"1", b"2", 60)  # by EVAL, which is not sent where it tracks
+    assert not await here.is_hit("k", b"2")
+    assert await here.is_hit("k", b"2")
 
 
 async def test_what_was_kept_after_a_write_is_tracked(here: Process, there: Process) -> None:
     for value in (b"1", b"2", b"3"):
         await here.near.create("k", value, 60)
         assert await here.is_hit("k", value)
-        await there.near.update("k", b"x" + value, 60)
+        assert await there.near.swap("k", value, b"x" + value, 60)
         await here.settle()
         assert not await here.is_hit("k", b"x" + value)
         await there.near.delete("k")
@@ -393,24 +404,26 @@ async def test_what_was_kept_after_a_write_is_tracked(here: Process, there: Proc
 
 async def test_several_writes_at_once_keep_the_last(here: Process, there: Process) -> None:
     await here.near.create("k", b"0", 60)
-    await asyncio.gather(*(here.near.update("k", b"%d" % i, 60) for i in range(20)))
+    swaps = (here.near.swap("k", b"%d" % i, b"%d" % (i + 1), 60) for i in range(20))
+    assert all(await asyncio.gather(*swaps))
     last = await there.near.read("k")
+    assert last == b"20"
     assert await here.near.read("k") == last
     assert await here.is_hit("k", last)
-    await there.near.update("k", b"x", 60)
+    assert await there.near.swap("k", last, b"x", 60)
     await here.settle()
     assert not await here.is_hit("k", b"x")
 
 
 @pytest.mark.parametrize("large", [False, True])  # by the connection that tracks; beside it
-@pytest.mark.parametrize("change", ["update", "swap", "delete"])
+@pytest.mark.parametrize("change", ["create", "swap", "delete"])
 async def test_a_record_is_not_served_from_when_its_change_begins(
     here: Process, proxy: Proxy, change: str, large: bool
 ) -> None:
     await here.near.create("k", b"1", 60)
     assert await here.is_hit("k", b"1")
     payload = b"x" * 40_000 if large else b"2"
-    arguments = {"update": (payload, 60), "swap": (b"1", payload, 60), "delete": ()}[change]
+    arguments = {"create": (payload, 60), "swap": (b"1", payload, 60), "delete": ()}[change]
     proxy.hold()
     changing = asyncio.ensure_future(getattr(here.near, change)("k", *arguments))
     await turns()
@@ -434,7 +447,7 @@ async def test_an_answer_that_a_change_beside_it_overtakes_is_not_kept(
     line._transport.pause_reading()
     reading = asyncio.ensure_future(here.near.read("k"))
     await turns()
-    assert await here.near.update("k", large, 60)  # by another connection, as it is large
+    await here.near.create("k", large, 60)  # by another connection, as it is large
     line._hand_out(b"$1\r\n1\r\n")  # and that it was changed isn't yet in
     assert await reading == b"1"
     assert await here.near.read("k") == large
@@ -447,7 +460,7 @@ async def test_an_answer_that_a_change_on_a_connection_that_is_left_overtakes_is
     await here.near.create("k", b"1", 60)
     left = here.line
     proxy.hold()
-    writing = asyncio.ensure_future(here.near.update("k", b"2", 60))
+    writing = asyncio.ensure_future(here.near.swap("k", b"1", b"2", 60))
     await turns()
     left.leave()
     assert here.near._records.get().ask("k") is None
@@ -458,10 +471,10 @@ async def test_an_answer_that_a_change_on_a_connection_that_is_left_overtakes_is
 
 async def test_a_cancelled_write_is_not_kept_from_being_seen(here: Process) -> None:
     await here.near.create("k", b"1", 60)
-    update = asyncio.ensure_future(here.near.update("k", b"2", 60))
+    swap = asyncio.ensure_future(here.near.swap("k", b"1", b"2", 60))
     await asyncio.sleep(0)
-    update.cancel()
-    await asyncio.wait([update])
+    swap.cancel()
+    await asyncio.wait([swap])
     await here.settle()
     payload = await here.client.get("k")
     assert await here.near.read("k") == payload
@@ -583,7 +596,7 @@ async def test_a_link_that_went_dead_is_not_relied_upon(
     await here.start()
     await here.near.create("k", b"1", 60)
     proxy.hold()
-    await there.near.update("k", b"2", 60)
+    assert await there.near.swap("k", b"1", b"2", 60)
     monotonic.now += 1.9
     assert await here.is_hit("k", b"1")
     monotonic.now += 0.2
@@ -634,7 +647,8 @@ async def test_merging_compares_with_the_store(here: Process, there: Process) ->
     await storage.store.read("AIOHTTP_SESSION_a")
     session = await storage.load_session(requests[0])
     session["mine"] = 1
-    await there.near.update("AIOHTTP_SESSION_a", b'{"session":{"n":2}}', 60)
+    record = b'{"session":{"n":1}}'
+    assert await there.near.swap("AIOHTTP_SESSION_a", record, b'{"session":{"n":2}}', 60)
     await storage.save_session(requests[0], web.Response(), session)
     assert await storage.load_session(requests[1]) == {"n": 2, "mine": 1}
     await storage.finish()
@@ -822,12 +836,12 @@ async def test_what_is_no_reply_costs_the_connection(
 async def test_when_all_tasks_are_cancelled_it_can_go_on(here: Process, proxy: Proxy) -> None:
     await here.near.create("k", b"1", 60)
     proxy.hold()
-    update = asyncio.ensure_future(here.near.update("k", b"2", 60))
+    swap = asyncio.ensure_future(here.near.swap("k", b"1", b"2", 60))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     here.line._task.cancel()
-    await asyncio.wait([update])
-    assert update.cancelled()
+    await asyncio.wait([swap])
+    assert swap.cancelled()
     assert here.near.near_cache_info().records == 0
     proxy.resume()
     assert await here.near.read("k") in {b"1", b"2"}

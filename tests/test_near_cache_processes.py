@@ -398,7 +398,7 @@ async def answer_of(process: Process, command: str, *arguments: object) -> Any:
             return await process.ask(command, *arguments)
 
 
-KEYS = [f"{{slot}}{i}" for i in range(8)]
+KEYS = [f"{{slot}}{i}" for i in range(9)]
 
 
 async def check_coherence(here: Process, there: Process) -> None:
@@ -414,14 +414,30 @@ async def check_coherence(here: Process, there: Process) -> None:
             assert await process.ask("read", key) == "1"
         assert (await process.ask("info"))["hits"] == hits + len(KEYS)
     for number, key in enumerate(KEYS):
-        if number % 2:
+        if number % 3 == 0:
+            await answer_of(there, "delete", key)
+        elif number % 3 == 1:
             await answer_of(there, "create", key, "2")
         else:
-            await answer_of(there, "delete", key)
+            await answer_of(there, "swap", key, "1", "2")
     for process in (here, there):
         await process.ask("settle", "{slot}")
         found = [await process.ask("read", key) for key in KEYS]
-        assert found == [None, "2"] * (len(KEYS) // 2)
+        assert found == [None, "2", "2"] * (len(KEYS) // 3)
+
+
+@pytest.mark.parametrize("start", [servers.redis, servers.valkey])
+async def test_changes_by_every_verb_are_heard_of(start: Any) -> None:
+    """By a script on Redis, by SET IFEQ on Valkey."""
+    with contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(start())
+        except servers.MissingServerError as error:
+            pytest.skip(str(error))
+        async with processes("redis", server.port) as (here, there):
+            for _ in range(2):
+                await check_coherence(here, there)
+                await check_coherence(there, here)
 
 
 async def test_a_slot_that_moves_to_another_node() -> None:

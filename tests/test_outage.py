@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 from weakref import WeakSet
@@ -62,13 +63,13 @@ class Gate(MemoryStore):
         await self._pass("read")
         return await super().read(key)
 
+    async def read_latest(self, key: str) -> bytes | None:
+        await self._pass("read_latest")
+        return await super().read(key)
+
     async def create(self, key: str, payload: bytes, ttl: int | None) -> None:
         await self._pass("create")
         await super().create(key, payload, ttl)
-
-    async def update(self, key: str, payload: bytes, ttl: int | None) -> bool:
-        await self._pass("update")
-        return await super().update(key, payload, ttl)
 
     async def swap(self, key: str, expected: bytes | None, payload: bytes, ttl: int | None) -> bool:
         await self._pass("swap")
@@ -145,12 +146,12 @@ async def is_down(breaker: CircuitBreaker, key: str = "key") -> bool:
     "call",
     [
         lambda store: store.read("k"),
+        lambda store: store.read_latest("k"),
         lambda store: store.create("k", b"1", None),
-        lambda store: store.update("k", b"1", None),
         lambda store: store.swap("k", b"1", b"2", None),
         lambda store: store.delete("k"),
     ],
-    ids=["read", "create", "update", "swap", "delete"],
+    ids=["read", "read_latest", "create", "swap", "delete"],
 )
 async def test_every_operation_fails_at_once_while_the_store_is_down(
     call: Callable[[CircuitBreaker], Any], breaker: CircuitBreaker, gate: Gate
@@ -168,16 +169,22 @@ async def test_every_operation_fails_at_once_while_the_store_is_down(
     assert gate.calls == calls
 
 
-async def test_operations_go_through_while_all_is_well(breaker: CircuitBreaker) -> None:
+async def test_operations_go_through_while_all_is_well(breaker: CircuitBreaker, gate: Gate) -> None:
     await breaker.create("k", b"1", 60)
-    assert await breaker.update("k", b"2", 60) is True
+    assert await breaker.swap("k", b"1", b"2", 60) is True
     assert await breaker.swap("k", b"1", b"3", None) is False
     assert await breaker.swap("k", b"2", b"3", None) is True
-    assert await breaker.read("k") == b"3"
+    assert await breaker.read("k") == await breaker.read_latest("k") == b"3"
     await breaker.delete("k")
     assert await breaker.read("k") is None
-    assert await breaker.update("k", b"2", 60) is False
+    assert await breaker.read_latest("k") is None
+    assert await breaker.swap("k", b"3", b"2", 60) is False
+    assert await breaker.swap("k", None, b"2", 60) is True
+    assert Counter(gate.calls) == Counter(
+        {"create": 1, "swap": 5, "read": 2, "read_latest": 2, "delete": 1}
+    )
     assert breaker.timeout == 5
+    assert breaker.reads_locally is gate.reads_locally is True
     assert breaker.describe() == breaker.store.describe()
 
 
@@ -294,12 +301,12 @@ async def test_an_error_is_kept_only_while_the_store_is_down(
     assert not errors
 
 
-@pytest.mark.parametrize("verb", ["read", "update", "delete"])
+@pytest.mark.parametrize("verb", ["read", "read_latest", "swap", "delete"])
 async def test_an_answer_to_what_was_under_way_ends_it(
     verb: str, breaker: CircuitBreaker, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate.opened.clear()
-    arguments = (b"1", None) if verb == "update" else ()
+    arguments = (b"1", b"2", None) if verb == "swap" else ()
     before = asyncio.ensure_future(getattr(breaker, verb)("key", *arguments))
     await settle()
     (entered,) = gate.waiting
@@ -567,7 +574,7 @@ def test_a_server_that_is_stopped_and_goes_on(kind: str, loop_kind: str) -> None
             with stopped(server):
                 await reach(storage, down=True)
                 with pytest.raises(StoreUnavailableError):
-                    await storage.store.update("key", b"2", None)
+                    await storage.store.swap("key", b"1", b"2", None)
             assert await answer_of(lambda: storage.store.read("key")) == b"1"
 
     with start(kind) as server:

@@ -544,7 +544,7 @@ STEPS = st.one_of(
 )
 ATTRIBUTES = (
     *("_changed", "_created", "_identity", "_mapping", "_max_age", "_new"),
-    *("_issued", "_record", "_renew", "_replaces", "_touch"),
+    *("_ended", "_issued", "_record", "_renew", "_replaces", "_touch"),
     *("new", "identity", "created", "empty", "max_age"),
 )
 DATA = st.one_of(
@@ -910,6 +910,17 @@ REPLY_PARTS = [
 def test_written_commands(key: Any, payload: Any, ttl: Any, condition: Any) -> None:
     same(_replies_c, _replies_py, "write_get", key)
     same(_replies_c, _replies_py, "write_set", key, payload, ttl, condition)
+
+
+@given(
+    st.text(max_size=300) | st.text("ab-_", max_size=300) | st.binary(max_size=3),
+    st.binary(max_size=120) | st.sampled_from([bytes(10**5), "text", None]),
+    st.binary(max_size=120) | st.sampled_from([bytes(10**5), "text", None]),
+    st.none() | st.integers(0, 10**10) | st.sampled_from([-1, 2**31 - 1, 2**31, 2**70, 1.5, True]),
+    st.sampled_from([b"", b"x" * 40, b"x" * 39, b"return 1", "x" * 40, None]),
+)
+def test_written_swaps(key: Any, expected: Any, payload: Any, ttl: Any, script: Any) -> None:
+    same(_replies_c, _replies_py, "write_swap", key, expected, payload, ttl, script)
 
 
 @TEXTS

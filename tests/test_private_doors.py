@@ -48,7 +48,6 @@ DOORS = {
         "connection._reader": "redis-py, valkey",
         "connection._parser": "redis-py, valkey",
     },
-    "stores/_redis_fence.py": {"connection._writer": "redis-py, valkey"},
     "stores/_redis_pipeline.py": {
         "connection._writer": "redis-py, valkey",
         "connection._reader": "redis-py, valkey",
@@ -242,7 +241,7 @@ class Other:
 async def use(store: Any, key: str) -> None:
     await store.create(key, b"1", 60)
     assert await store.read(key) == b"1"
-    assert await store.update(key, b"2", 60)
+    assert await store.swap(key, b"1", b"2", 60)
     assert await store.swap(key, b"2", b"3", 60)
     assert not await store.swap(key, b"2", b"4", 60)
     assert await store.read(key) == b"3"
@@ -284,7 +283,8 @@ async def test_redis_is_used_by_its_connections_methods(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    from aiohttp_session.stores import _redis_client, _redis_fence, _redis_pipeline
+    from aiohttp_session.stores import _redis_client, _redis_pipeline
+    from aiohttp_session.stores._redis_checkout import Checkout
 
     caplog.set_level("INFO", "aiohttp_session")
     monkeypatch.setattr(_redis_client, "told", set())
@@ -313,12 +313,12 @@ async def test_redis_is_used_by_its_connections_methods(
         return seen[-1]
 
     monkeypatch.setattr("aiohttp_session.stores._redis_server.is_pipelined", look)
-    opened = _redis_fence.Fence.open
+    prepare = Checkout._prepare
 
-    async def open_closed(self: Any, connection: Any) -> Any:
-        return await opened(self, Closed(connection))
+    async def prepare_closed(self: Checkout, connection: Any) -> None:
+        await prepare(self, Closed(connection))
 
-    monkeypatch.setattr(_redis_fence.Fence, "open", open_closed)
+    monkeypatch.setattr(Checkout, "_prepare", prepare_closed)
     monkeypatch.setattr(_redis_pipeline, "PipelinedConnection", None)
     client = Redis(host=HOST, port=redis_server.port)
     store = RedisStore(client)

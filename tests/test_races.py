@@ -39,10 +39,6 @@ class Gates(MemoryStore):
     async def create(self, key: str, payload: bytes, ttl: int | None) -> None:
         await self._pass("write", lambda: MemoryStore.create(self, key, payload, ttl))
 
-    async def update(self, key: str, payload: bytes, ttl: int | None) -> bool:
-        done: bool = await self._pass("write", lambda: MemoryStore.update(self, key, payload, ttl))
-        return done
-
     async def swap(self, key: str, expected: bytes | None, payload: bytes, ttl: int | None) -> bool:
         done: bool = await self._pass(
             "write", lambda: MemoryStore.swap(self, key, expected, payload, ttl)

@@ -14,7 +14,6 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from aiohttp_session.stores import UnsettledError
 from aiohttp_session.stores._redis_checkout import Checkout
-from aiohttp_session.stores._redis_fence import Fence
 from aiohttp_session.stores._redis_pipeline import PipelinedConnection
 from aiohttp_session.stores.redis import RedisStore
 from benchmarks.servers import HOST, Server
@@ -55,12 +54,11 @@ def end_before_anything_is_sent(times: int, patch: pytest.MonkeyPatch) -> None:
     prepare = Checkout._prepare
     left = [None] * times
 
-    async def prepare_and_end(checkout: Checkout, connection: Any) -> Any:
-        client = await prepare(checkout, connection)
+    async def prepare_and_end(checkout: Checkout, connection: Any) -> None:
+        await prepare(checkout, connection)
         if left:
             left.pop()
             connection._reader.feed_eof()
-        return client
 
     patch.setattr(Checkout, "_prepare", prepare_and_end)
 
@@ -73,7 +71,7 @@ async def test_what_was_not_sent_is_sent_by_another_connection(
     store = RedisStore(client)
     end_before_anything_is_sent(times, monkeypatch)
     await asyncio.gather(
-        store.update("k0", b"1", None), store.create("new", b"1", None), store.read("k1")
+        store.swap("k0", b"0", b"1", None), store.create("new", b"1", None), store.read("k1")
     )
     assert [await client.get(key) for key in ("k0", "new")] == [b"1"] * 2
 
@@ -83,9 +81,13 @@ async def test_when_one_connection_is_silent_those_that_were_idle_are_not_relied
 ) -> None:
     proxy.hold_requests()  # on all that are open: a network that has forgotten them
     begun, before = loop_clock(), proxy.accepted
-    operations = asyncio.gather(store.read("k0"), store.swap("k1", b"0", b"1", None))
+    swap = asyncio.ensure_future(store.swap("k1", b"0", b"1", None))
+    read = asyncio.ensure_future(store.read("k0"))
     await loop_clock.pass_until(lambda: proxy.accepted > before)
-    assert [*await operations] == [b"0", True]
+    assert await read == b"0"
+    with pytest.raises(UnsettledError):
+        await swap
+    assert await store.swap("k1", b"0", b"1", None)
     assert loop_clock() - begun < 0.75 * PATIENCE
 
 
@@ -121,13 +123,12 @@ async def test_two_batches_whose_connection_falls_silent_leave_time_for_a_third(
     prepare = Checkout._prepare
     prepared = 0
 
-    async def prepare_and_hold(checkout: Checkout, connection: Any) -> Any:
+    async def prepare_and_hold(checkout: Checkout, connection: Any) -> None:
         nonlocal prepared
-        client = await prepare(checkout, connection)
+        await prepare(checkout, connection)
         prepared += 1
         if prepared <= 2:
             proxy.hold_requests()
-        return client
 
     monkeypatch.setattr(Checkout, "_prepare", prepare_and_hold)
     begun = loop_clock()
@@ -165,14 +166,14 @@ async def test_a_connection_lost_before_it_is_used_is_replaced_once(
     checkout = store._servers.get()._checkout
     lost = [RedisConnectionError("lost")] * times
 
-    async def lose(connection: Any) -> Any:
+    async def lose(connection: Any) -> None:
         if lost:
             raise lost.pop()
-        return await Checkout._prepare(checkout, connection)
+        await Checkout._prepare(checkout, connection)
 
     monkeypatch.setattr(checkout, "_prepare", lose)
     if times == 1:
-        connection, _ = await checkout.take()
+        connection = await checkout.take()
         await checkout.give_back(connection, is_clean=True)
     else:
         with pytest.raises(RedisConnectionError, match="lost"):
@@ -195,9 +196,9 @@ async def test_a_connection_that_is_none_is_taken_as_it_is() -> None:
             pass
 
     fakes: Any = Fakes()
-    checkout = Checkout(fakes, Fence(), PATIENCE)
+    checkout = Checkout(fakes, PATIENCE)
     checkout.distrust(0)
-    assert await checkout.take() == ("fake", None)
+    assert await checkout.take() == "fake"
     await checkout.give_back("fake", is_clean=True)
 
 
@@ -216,25 +217,35 @@ def lose_replies(times: int, patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("write", "record"),
+    ("write", "key"),
     [
-        (lambda store: store.update("k0", b"1", None), b"1"),
-        (lambda store: store.swap("k0", b"0", b"1", None), b"1"),
-        (lambda store: store.delete("k0"), None),
+        (lambda store: store.create("new", b"1", None), "new"),
+        (lambda store: store.swap("new", None, b"1", None), "new"),
+        (lambda store: store.swap("k0", b"0", b"1", None), "k0"),
     ],
 )
-async def test_a_write_that_loses_its_connections_again_and_again_is_done(
+async def test_a_write_that_loses_its_connection_is_not_sent_again(
     store: RedisStore,
     monkeypatch: pytest.MonkeyPatch,
     write: Callable[[RedisStore], Awaitable[bool | None]],
-    record: bytes | None,
+    key: str,
+) -> None:
+    assert not await store.swap("k0", b"other", b"1", None)  # so the script is loaded
+    lose_replies(1, monkeypatch)
+    with pytest.raises(UnsettledError):
+        await write(store)
+    assert await store.read(key) == b"1"
+
+
+async def test_a_deletion_that_loses_its_connections_again_and_again_is_done(
+    store: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lose_replies(3, monkeypatch)
-    assert await write(store) in (True, None)
-    assert await store.read("k0") == record
+    await store.delete("k0")
+    assert await store.read("k0") is None
 
 
-async def test_a_write_that_loses_its_connections_for_ever_has_failed(
+async def test_a_deletion_that_loses_its_connections_for_ever_has_failed(
     store: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lose_replies(4, monkeypatch)

@@ -53,12 +53,16 @@ async def complaints(young_heap: None) -> AsyncIterator[None]:
 async def check_verbs(storage: RedisStorage) -> None:
     await asyncio.gather(*(storage.store.create(key, key.encode(), 60) for key in KEYS))
     assert await asyncio.gather(*map(storage.store.read, KEYS)) == [key.encode() for key in KEYS]
-    assert await storage.store.update(KEYS[0], b"2", 60)
+    swaps = (storage.store.swap(key, key.encode(), b"2", 60) for key in KEYS)
+    assert all(await asyncio.gather(*swaps))
     assert await storage.store.swap(KEYS[0], b"2", b"3", 60)
     assert not await storage.store.swap(KEYS[0], b"2", b"4", 60)
+    assert await storage.store.read(KEYS[0]) == b"3"
     await asyncio.gather(*map(storage.store.delete, KEYS[:10]))
     assert await asyncio.gather(*map(storage.store.read, KEYS[:10])) == [None] * 10
-    assert not await storage.store.update(KEYS[0], b"5", 60)
+    assert not await storage.store.swap(KEYS[0], b"3", b"5", 60)
+    assert await storage.store.swap(KEYS[0], None, b"6", 60)
+    assert not await storage.store.swap(KEYS[0], None, b"7", 60)
     await storage.finish()
 
 
@@ -157,7 +161,7 @@ async def run_through_a_failover(
                 record = await storage.store.read(key)
                 if record != key.encode():
                     problems.append((key, record))
-                if not await storage.store.update(key, key.encode(), 60 * PATIENCE):
+                if not await storage.store.swap(key, key.encode(), key.encode(), 60 * PATIENCE):
                     problems.append((key, "lost"))
                 rounds[key] += begun[0] == period
             except (exceptions.RedisError, OSError, TimeoutError) as error:
@@ -280,7 +284,8 @@ async def test_tls_with_an_acl_user(tmp_path: Path, cleanup: AsyncExitStack, pro
     port = servers.free_port()
     options = ["--tls-port", str(port), "--tls-auth-clients", "no"]
     options += ["--tls-cert-file", str(paths["cert"]), "--tls-key-file", str(paths["key"])]
-    options += ["--user", "web", "on", ">secret", "~key*", "+get", "+set", "+del", "+eval"]
+    rights = ["+get", "+set", "+del", "+evalsha", "+eval"]
+    options += ["--user", "web", "on", ">secret", "~key*", *rights]
     options += ["--user", "default", "off"]
     with servers.redis(*options):
         client: Any = Redis(
@@ -343,8 +348,10 @@ async def test_a_slot_on_its_way_to_another_node_is_written_there(
     try:
         for _ in range(2):  # by a batch, and by the pipelined connection
             await store.create("{moving}k", b"1", 60)
-            assert await store.update("{moving}k", b"2", 60)
+            assert await store.swap("{moving}k", b"1", b"2", 60)
             assert await store.swap("{moving}k", b"2", b"3", 60)
+            assert not await store.swap("{moving}k", b"2", b"4", 60)
+            assert not await store.swap("{moving}k", None, b"4", 60)
             assert await store.read("{moving}k") == b"3"
             await store.delete("{moving}k")
     finally:
@@ -385,9 +392,10 @@ async def test_a_slot_that_has_no_node_is_looked_up(
     await client.aclose()
 
 
-async def test_a_swap_on_a_cluster_without_scripting(cluster: list[Server]) -> None:
+@pytest.mark.parametrize("refused", ["-@scripting", "-evalsha", "-@scripting -watch"])
+async def test_a_swap_on_a_cluster_without_scripting(cluster: list[Server], refused: str) -> None:
     for server in cluster:
-        servers.ask(server, "ACL SETUSER web on >x ~* +@all -@scripting")
+        servers.ask(server, f"ACL SETUSER web reset on >x ~* +@all {refused}")
     client: Any = RedisCluster(host=HOST, port=cluster[0].port, username="web", password="x")
     storage = RedisStorage(client, circuit_breaker=False)
     await check_verbs(storage)

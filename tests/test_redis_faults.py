@@ -24,6 +24,7 @@ from redis.backoff import NoBackoff
 
 from aiohttp_session import Session, get_session, setup
 from aiohttp_session._core import write_command
+from aiohttp_session.record_keys import random_id
 from aiohttp_session.redis_storage import RedisStorage
 from aiohttp_session.stores import _redis_pipeline
 from aiohttp_session.stores._redis_pipeline import READ
@@ -150,6 +151,8 @@ async def test_a_save_that_was_begun_is_finished_when_its_request_is_cancelled(
     storage = RedisStorage(client, timeout=PATIENCE)
     await login(storage, "a")
     session = await storage.load_session(request_of("a"))
+    session["n"] = 0
+    await save(storage, session, "a")  # finds out how the server swaps
     session["n"] = 1
     proxy.hold_requests()
     task = asyncio.ensure_future(save(storage, session, "a"))
@@ -163,16 +166,17 @@ async def test_a_save_that_was_begun_is_finished_when_its_request_is_cancelled(
 
 async def test_a_slow_request_does_not_bring_back_a_session_that_logged_out(client: Any) -> None:
     storage = RedisStorage(client, timeout=PATIENCE)
-    await login(storage, "a")
-    slow = await storage.load_session(request_of("a"))
-    logout = await storage.load_session(request_of("a"))
+    user = random_id()
+    await login(storage, user)
+    slow = await storage.load_session(request_of(user))
+    logout = await storage.load_session(request_of(user))
     logout.invalidate()
-    response = await save(storage, logout, "a")
+    response = await save(storage, logout, user)
     assert response.cookies["AIOHTTP_SESSION"]["max-age"] == "0"
     slow["n"] = 1
-    response = await save(storage, slow, "a")
+    response = await save(storage, slow, user)
     assert not response.cookies
-    assert (await storage.load_session(request_of("a"))).new
+    assert (await storage.load_session(request_of(user))).new
     assert await client.dbsize() == 0
 
 
@@ -194,7 +198,7 @@ async def test_logouts_and_slow_requests_in_any_order_leave_no_session(client: A
 
         await asyncio.gather(*map(late, sessions))
 
-    await asyncio.gather(*(race(f"user{i}") for i in range(100)))
+    await asyncio.gather(*(race(random_id()) for _ in range(100)))
     assert await client.dbsize() == 0
 
 
@@ -214,8 +218,8 @@ async def test_a_refused_connection_is_the_clients_error(proxy: Proxy, client: A
     for verb in (
         storage.store.read("k"),
         storage.store.create("k", b"1", 1),
-        storage.store.update("k", b"1", 1),
         storage.store.swap("k", b"1", b"2", 1),
+        storage.store.swap("k", None, b"2", 1),
         storage.store.delete("k"),
     ):
         with pytest.raises(exceptions.ConnectionError):

@@ -11,6 +11,7 @@ import uvloop
 from redis.asyncio import Redis
 
 from aiohttp_session._core import write_command
+from aiohttp_session.stores import UnsettledError
 from aiohttp_session.stores._redis_client import Pool
 from aiohttp_session.stores._redis_pipeline import (
     READ,
@@ -45,12 +46,14 @@ class Owner:
     def __init__(self) -> None:
         self.left: list[PipelinedConnection] = []
         self.repeated: list[Any] = []
-        self.closed: list[tuple[bool, bool]] = []
+        self.sizes: dict[str, int] = {}
+        self.closed: list[bool] = []  # whether each was clean
 
     def distrust(self, since: float) -> None:
         """Take no notice."""
 
     def note_size(self, key: str, size: int = 0) -> int:
+        self.sizes[key] = size
         return size
 
     def repeat(self, entry: Any) -> None:
@@ -59,8 +62,8 @@ class Owner:
     def leave(self, connection: PipelinedConnection) -> None:
         self.left.append(connection)
 
-    async def close(self, connection: Any, client: Any, *, is_clean: bool, owes: bool) -> None:
-        self.closed.append((is_clean, owes))
+    async def close(self, connection: Any, *, is_clean: bool) -> None:
+        self.closed.append(is_clean)
 
 
 class Written:
@@ -94,7 +97,7 @@ async def owner() -> Owner:
 
 @pytest.fixture
 async def pipeline(connection: Any, owner: Owner) -> AsyncIterator[PipelinedConnection]:
-    pipeline = PipelinedConnection(owner, connection, "client")
+    pipeline = PipelinedConnection(owner, connection)
     pipeline._transport = Written(pipeline._transport)
     yield pipeline
     await pipeline.abort()
@@ -149,7 +152,18 @@ async def test_nothing_is_handed_out_after_what_is_no_reply(
     await asyncio.wait({pipeline._task})
     assert not second.done()
     assert [entry[1] for entry in owner.repeated] == [second]
-    assert owner.closed == [(False, False)]
+    assert owner.closed == [False]
+
+
+async def test_only_large_records_are_noted(pipeline: PipelinedConnection, owner: Owner) -> None:
+    keys = ("small", "large", "none")
+    replies = [pipeline.submit(get(key)) for key in keys]
+    transport = pipeline._transport
+    large = b"x" * 40_000
+    transport.get_protocol().data_received(b"$1\r\n1\r\n$40000\r\n%b\r\n$-1\r\n" % large)
+    assert [await reply for reply in replies] == [b"1", large, None]
+    assert owner.sizes == {"large": 40_000}
+    pipeline._transport.abort()  # the server's own replies are on their way
 
 
 async def test_from_the_moment_it_is_lost_it_is_not_used(
@@ -163,8 +177,25 @@ async def test_from_the_moment_it_is_lost_it_is_not_used(
     await asyncio.wait({pipeline._task})
     assert isinstance(await reply, LostError)
     assert isinstance(await unsent, UnsentError)
-    assert owner.closed == [(False, True)]
+    assert owner.closed == [False]
     assert len(written(pipeline)) == 1
+
+
+async def test_when_it_is_lost_reads_and_what_was_not_written_are_the_owners(
+    pipeline: PipelinedConnection, owner: Owner
+) -> None:
+    read, write = pipeline.submit(get("k")), pipeline.submit(put("k", b"1"))
+    cancelled = pipeline.submit(put("k", b"2"))
+    cancelled.cancel()
+    await asyncio.sleep(0)
+    unsent, not_wanted = pipeline.submit(put("k", b"3")), pipeline.submit(put("k", b"4"))
+    not_wanted.cancel()
+    pipeline.connection_lost(None)
+    await asyncio.wait({pipeline._task})
+    with pytest.raises(UnsettledError, match="unknown whether the write was applied"):
+        await write
+    assert [entry[1] for entry in owner.repeated] == [read, unsent]
+    assert owner.closed == [False]
 
 
 @pytest.mark.parametrize("end", ["eof_received", "lost"])
@@ -176,7 +207,7 @@ async def test_the_clients_stream_learns_that_its_connection_is_lost(
     else:
         assert pipeline.eof_received()  # so its writer may go on until it is closed
     await asyncio.wait({pipeline._task})
-    assert owner.closed == [(False, False)]
+    assert owner.closed == [False]
     assert await connection._reader.read(1) == b""
     await connection.disconnect()
 
@@ -198,7 +229,7 @@ async def test_the_client_goes_on_with_its_connection(
 ) -> None:
     assert await pipeline.submit(put("k", b"1")) == b"OK"
     await pipeline.close()
-    assert owner.closed == [(True, False)]
+    assert owner.closed == [True]
     await connection.send_command("GET", "k")
     assert await connection.read_response() == b"1"
 
@@ -212,11 +243,11 @@ async def test_a_connection_that_was_lost_before_takes_nothing(
     if is_tracked:
         records = KeptRecords(10, 10_000)
         connect = Tracking(lambda: records).connect
-    pipeline = connect(owner, connection, "client")
+    pipeline = connect(owner, connection)
     future = pipeline.submit(put("k", b"1"), is_batched=True)
     await asyncio.wait({pipeline._task})
     assert isinstance(await future, UnsentError)
-    assert owner.closed == [(False, False)]
+    assert owner.closed == [False]
 
 
 @pytest.mark.parametrize("is_closing", [False, True])
@@ -237,10 +268,13 @@ async def test_when_the_loop_shuts_down_who_waits_is_cancelled(
 async def lose_it_and_write(pipeline: PipelinedConnection, owner: Owner) -> None:
     assert await pipeline.submit(put("k", b"1")) == b"OK"
     pipeline._transport.abort()
-    future = pipeline.submit(put("k", b"2"))  # at once: it is not known to be lost
+    write = pipeline.submit(put("k", b"2"))  # at once: it is not known to be lost
+    read = pipeline.submit(get("k"))
     await asyncio.wait({pipeline._task})
-    assert not future.done()
-    assert [entry[1] for entry in owner.repeated] == [future]
+    with pytest.raises(UnsettledError):
+        await write
+    assert not read.done()
+    assert [entry[1] for entry in owner.repeated] == [read]
 
 
 async def lose_it_and_its_transport_says_so(pipeline: PipelinedConnection, owner: Owner) -> None:
@@ -268,8 +302,8 @@ def test_what_is_written_to_a_lost_connection_is_the_owners(
         client: Any = Redis(host=HOST, port=redis_server.port)
         connection = await Pool(client.connection_pool, is_copied=False).acquire()
         owner = Owner()
-        await lose(PipelinedConnection(owner, connection, "client"), owner)
-        assert [is_clean for is_clean, _ in owner.closed] == [False]
+        await lose(PipelinedConnection(owner, connection), owner)
+        assert owner.closed == [False]
         await connection.disconnect()
         await client.aclose()
 

@@ -33,7 +33,7 @@ class PrefixedRedis(Redis):
     """A client with a way of its own, which a storage must not go around."""
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        place = {"EVAL": 3, "FLUSHALL": 0}.get(args[0], 1)
+        place = {"EVAL": 3, "EVALSHA": 3, "FLUSHALL": 0}.get(args[0], 1)
         if place:
             key = args[place].encode() if isinstance(args[place], str) else args[place]
             args = (*args[:place], b"app:" + key, *args[place + 1 :])
@@ -89,14 +89,17 @@ async def test_the_verbs_work_with_every_client(client: AnyRedis) -> None:
     storage = RedisStorage(client)
     text = '{"a":"ä"}'.encode()
     assert await storage.store.read("k") is None
-    assert await storage.store.update("k", b"no", None) is False
+    assert await storage.store.swap("k", b"no", b"1", None) is False
     assert await storage.store.read("k") is None
     await storage.store.create("k", text, 100)
     assert await storage.store.read("k") == text
-    assert await storage.store.update("k", b"2", 50) is True
+    assert await storage.store.swap("k", None, b"1", None) is False
+    assert await storage.store.swap("k", text, b"2", 50) is True
     assert await storage.store.swap("k", b"1", b"3", None) is False
     assert await storage.store.swap("k", b"2", b"3", 60) is True
+    assert await storage.store.swap("l", None, text, 60) is True
     assert await storage.store.read("k") == b"3"
+    assert await storage.store.read("l") == text
     await storage.store.delete("k")
     await storage.store.delete("k")
     assert await storage.store.read("k") is None
@@ -133,10 +136,15 @@ async def test_a_connection_closed_under_its_user_is_asked_again_three_times(
             await storage.store.read("k")
     else:
         assert await storage.store.read("k") is None
-    client.asked = 0
-    with pytest.raises(kind):  # it may have been done
-        await storage.store.create("k", b"1", None)
-    assert client.asked == 1
+    for writing in (
+        storage.store.create("k", b"1", None),
+        storage.store.swap("k", None, b"1", None),
+        storage.store.swap("k", b"1", b"2", None),
+    ):
+        client.asked = 0
+        with pytest.raises(kind):  # it may have been done
+            await writing
+        assert client.asked == 1
     await client.aclose()
 
 
@@ -145,7 +153,8 @@ async def test_many_at_once_get_their_own(client: AnyRedis) -> None:
     keys = [f"key{i}" for i in range(200)]
     await asyncio.gather(*(storage.store.create(key, key.encode(), 60) for key in keys))
     assert await asyncio.gather(*map(storage.store.read, keys)) == [key.encode() for key in keys]
-    assert all(await asyncio.gather(*(storage.store.update(k, k[::-1].encode(), 60) for k in keys)))
+    swaps = (storage.store.swap(k, k.encode(), k[::-1].encode(), 60) for k in keys)
+    assert all(await asyncio.gather(*swaps))
     assert await asyncio.gather(*map(storage.store.read, keys)) == [
         key[::-1].encode() for key in keys
     ]
@@ -154,14 +163,17 @@ async def test_many_at_once_get_their_own(client: AnyRedis) -> None:
 
 
 @pytest.mark.parametrize("ttl", [None, 100])
-@pytest.mark.parametrize("verb", ["create", "update", "swap"])
+@pytest.mark.parametrize("verb", ["create", "add", "swap"])
 async def test_a_record_expires_with_its_ttl(plain: AnyRedis, verb: str, ttl: int | None) -> None:
     storage = RedisStorage(plain)
     await plain.set("k", b"1", ex=1000)
     if verb == "swap":
-        await storage.store.swap("k", b"1", b"2", ttl)
+        assert await storage.store.swap("k", b"1", b"2", ttl)
+    elif verb == "add":
+        await plain.delete("k")
+        assert await storage.store.swap("k", None, b"2", ttl)
     else:
-        await getattr(storage.store, verb)("k", b"2", ttl)
+        await storage.store.create("k", b"2", ttl)
     assert await plain.get("k") == b"2"
     left = await plain.ttl("k")
     assert left == -1 if ttl is None else 0 < left <= ttl
@@ -244,9 +256,27 @@ async def test_a_session_that_is_written_is_known_to_be_large_or_small(plain: An
         await storage.store.create("k", b"x" * 40_000, None)
         assert server._large == {"k": 40_000}
         assert await storage.store.read("k") == b"x" * 40_000
-        await storage.store.update("k", b"small", None)
+        assert await storage.store.swap("k", b"x" * 40_000, b"small", None)
+        assert await storage.store.read("k") == b"small"
+        assert server._large == {}
+        assert await storage.store.swap("k", b"small", b"x" * 40_000, None)
+        assert "k" in server._large
+        await storage.store.create("k", b"small", None)
         assert server._large == {}
         assert await storage.store.read("k") == b"small"
+    await storage.finish()
+
+
+@pytest.mark.xfail(reason="the size of the expected record counts until the record is read again")
+@pytest.mark.parametrize("sizes", [(40_000, 10), (20_000, 20_000)])
+async def test_a_session_that_is_swapped_is_known_by_its_new_size(
+    plain: AnyRedis, sizes: tuple[int, int]
+) -> None:
+    storage = RedisStorage(plain)
+    before, after = (b"x" * size for size in sizes)
+    await storage.store.create("k", before, None)
+    assert await storage.store.swap("k", before, after, None)
+    assert innermost(storage)._servers.get()._large == {}
     await storage.finish()
 
 
@@ -294,7 +324,7 @@ async def test_refused_saves_harm_no_loads(
     try:
         results = await asyncio.gather(
             storage.store.read("k"),
-            storage.store.update("k", b"2", None),
+            storage.store.swap("k", b"1", b"2", None),
             storage.store.create("l", b"2", None),
             storage.store.read("k"),
             return_exceptions=True,
@@ -304,7 +334,7 @@ async def test_refused_saves_harm_no_loads(
     assert [results[0], results[3]] == [b"1", b"1"]
     assert isinstance(results[1], kind)
     assert isinstance(results[2], kind)
-    assert await storage.store.update("k", b"2", None) is True
+    assert await storage.store.swap("k", b"1", b"2", None) is True
 
 
 async def test_a_replica_refuses_saves_with_the_clients_error(plain: AnyRedis) -> None:
@@ -331,11 +361,16 @@ async def test_a_user_may_be_allowed_little(plain: AnyRedis, redis_server: Serve
         storage.store.read("S_1"),
         storage.store.read("other"),
         storage.store.swap("S_1", b"1", b"2", None),
+        storage.store.swap("other", b"1", b"2", None),
+        storage.store.create("other", b"2", None),
         return_exceptions=True,
     )
     assert results[0] == b"1"
-    assert isinstance(results[1], exceptions.NoPermissionError)
-    assert isinstance(results[2], exceptions.NoPermissionError)
+    assert results[2] is True  # by GET and SET
+    for result in (results[1], *results[3:]):
+        assert isinstance(result, exceptions.NoPermissionError)
+    assert await storage.store.read("S_1") == b"2"
+    assert await plain.get("other") is None
     await client.aclose()
     await plain.acl_deluser("web")
 

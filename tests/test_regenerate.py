@@ -14,12 +14,12 @@ from aiohttp_session import AbstractStorage, Session, SimpleCookieStorage, get_s
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from aiohttp_session.nacl_storage import NaClCookieStorage
 from tests.contract import KEY, Browser
-from tests.stores import MakeStorage, make_storage, stored
+from tests.stores import MakeStorage, has_mark, make_storage
 
 __all__ = ("make_storage",)
 
 
-async def test_the_data_move_to_a_new_id_and_the_old_record_is_deleted(
+async def test_the_data_move_to_a_new_id_and_a_mark_stays_under_the_old_one(
     make_storage: MakeStorage,
 ) -> None:
     storage = make_storage()
@@ -30,7 +30,7 @@ async def test_the_data_move_to_a_new_id_and_the_old_record_is_deleted(
     assert browser.cookie not in {None, before}
     assert await browser.load() == {"cart": ["tea"]}
     assert before is not None
-    assert await stored(storage, before) is None
+    assert await has_mark(storage, before)
 
 
 async def test_what_is_set_around_it_is_kept(make_storage: MakeStorage) -> None:
@@ -87,7 +87,7 @@ async def test_a_slow_request_with_the_old_id_is_dropped_and_the_user_stays_logg
     logged_in.set()
     response = await visit
     assert not response.cookies  # it would replace the new id in the browser
-    assert await stored(storage, before) is None
+    assert await has_mark(storage, before)
     assert await browser.load() == {"visits": 1, "user": "ann"}
     assert [(r.levelno, before in r.getMessage()) for r in caplog.records] == [
         (logging.WARNING, False)
@@ -130,14 +130,14 @@ async def test_the_old_id_never_leads_to_what_was_set_with_it(
     assert browser.cookie is not None
     old_key = storage._keys.get(browser.cookie)
     written: list[bytes] = []
-    update = storage.store.update
+    swap = storage.store.swap
 
-    async def noted(key: str, payload: bytes, ttl: int | None) -> bool:
+    async def noted(key: str, expected: bytes | None, payload: bytes, ttl: int | None) -> bool:
         assert key == old_key
         written.append(payload)
-        return await update(key, payload, ttl)
+        return await swap(key, expected, payload, ttl)
 
-    monkeypatch.setattr(storage.store, "update", noted)
+    monkeypatch.setattr(storage.store, "swap", noted)
 
     def log_in(session: Session) -> None:
         session["user"] = "ann"
@@ -190,7 +190,7 @@ async def test_a_session_that_was_stored_within_the_request_gets_a_new_id_too(
     browser = Browser(storage)
     await browser.visit(handler)
     assert browser.cookie != ids[0]
-    assert await stored(storage, ids[0]) is None
+    assert await has_mark(storage, ids[0])
     assert await browser.load() == {"a": 1}
 
 

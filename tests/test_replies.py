@@ -1,4 +1,4 @@
-"""What memcached and Redis reply."""
+"""What memcached and Redis reply, and Redis is sent."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from aiohttp_session._core import read_replies, read_tracked, read_values
+from aiohttp_session._core import (
+    read_replies,
+    read_tracked,
+    read_values,
+    write_command,
+    write_swap,
+)
 
 RECORDS = st.lists(
     st.tuples(
@@ -166,3 +172,53 @@ def test_what_is_no_usual_invalidation_is_left(other: bytes) -> None:
     assert read_tracked(other, 0) == ([], 0)
     assert read_tracked(b":1\r\n" + other, 0) == ([1], 4)
     assert read_replies(write_invalidation("k"), 0) == ([], 0)
+
+
+DIGEST = b"0123456789abcdef" * 2 + b"01234567"
+SCRIPTS = [b"", DIGEST, b"return 1", DIGEST[:39], DIGEST + b"8"]
+SIZED = st.integers(0, 2000).map(bytes) | st.binary(max_size=50)
+
+
+def swap_command(
+    key: str, expected: bytes, payload: bytes, ttl: int | None, script: bytes
+) -> list[bytes]:
+    """Return the arguments of the command that swaps a record."""
+    seconds = [] if ttl is None else [b"%d" % ttl]
+    if not script:
+        expiry = [b"EX", *seconds] if seconds else []
+        return [b"SET", key.encode(), payload, *expiry, b"IFEQ", expected]
+    name = b"EVALSHA" if len(script) == 40 else b"EVAL"
+    return [name, script, b"1", key.encode(), expected, payload, *seconds]
+
+
+@given(
+    key=st.text(st.characters(codec="ascii"), max_size=300) | st.text(max_size=10),
+    expected=SIZED,
+    payload=SIZED,
+    ttl=st.none() | st.integers(0, 10**12),
+    script=st.sampled_from(SCRIPTS),
+)
+@example(key="k" * 250, expected=bytes(10), payload=bytes(9), ttl=2**31 - 1, script=DIGEST)
+@example(key="k", expected=bytes(99), payload=bytes(100), ttl=2**31, script=b"")
+@example(key="ké", expected=b"", payload=b"", ttl=None, script=b"")
+@example(key="", expected=bytes(10**5), payload=bytes(10**6 - 1), ttl=9, script=b"return 1")
+def test_a_swap_is_written_as_one_command(
+    key: str, expected: bytes, payload: bytes, ttl: int | None, script: bytes
+) -> None:
+    arguments = swap_command(key, expected, payload, ttl, script)
+    written = write_swap(key, expected, payload, ttl, script)
+    assert written == write_command(*arguments)
+    head = b"*%d\r\n" % len(arguments)
+    assert written.startswith(head)
+    assert read_replies(written[len(head) :], 0) == (arguments, len(written) - len(head))
+
+
+@pytest.mark.parametrize(
+    ("argument", "wrong"),
+    [(0, b"k"), (1, "expected"), (1, None), (2, "payload"), (2, None), (3, "1"), (4, "script")],
+)
+def test_a_swap_is_written_of_the_right_types_alone(argument: int, wrong: object) -> None:
+    arguments: list[object] = ["k", b"expected", b"payload", 60, DIGEST]
+    arguments[argument] = wrong
+    with pytest.raises((TypeError, AttributeError)):
+        write_swap(*arguments)  # type: ignore[arg-type]

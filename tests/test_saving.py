@@ -17,7 +17,7 @@ from aiohttp_session import (
     UnsettledError,
     get_session,
     new_session,
-    settling,
+    saving,
     setup,
 )
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
@@ -41,7 +41,12 @@ DROPPED = "A session was deleted while a request used it; its changes are droppe
     ("has_record", "moves", "empty", "changed", "merges"), list(product([False, True], repeat=5))
 )
 def test_a_save_is_one_of_six_operations(
-    has_record: bool, moves: bool, empty: bool, changed: bool, merges: bool
+    has_record: bool,
+    moves: bool,
+    empty: bool,
+    changed: bool,
+    merges: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     table = {
         # a record, new id, empty, changed, merges
@@ -49,7 +54,7 @@ def test_a_save_is_one_of_six_operations(
         (False, None, True, None, None): "end",
         (True, True, False, None, None): "move",
         (True, True, True, None, None): "end",
-        (True, False, False, True, False): "update",
+        (True, False, False, True, False): "overwrite",
         (True, False, True, None, False): "end",
         (True, False, False, False, None): "touch",
         (True, False, False, True, True): "merge",
@@ -65,9 +70,11 @@ def test_a_save_is_one_of_six_operations(
     session._record = b"record" if has_record else None
     session._renew, session._changed = moves, changed
     storage = MemoryStorage(on_conflict="merge" if merges else "overwrite")
-    saving: Any = storage._store(session)
-    saving.close()
-    assert [saving.__name__] == [f"_{operation}" for operation in expected]
+    done: list[str] = []
+    for operation in set(table.values()):
+        monkeypatch.setattr(storage, f"_{operation}", lambda *_, name=operation: done.append(name))
+    _ = storage._store(session)
+    assert done == expected
 
 
 class Unsettled(MemoryStore):
@@ -97,10 +104,6 @@ class Unsettled(MemoryStore):
 
     async def create(self, key: str, payload: bytes, ttl: int | None) -> None:
         await self._do("create", lambda: MemoryStore.create(self, key, payload, ttl))
-
-    async def update(self, key: str, payload: bytes, ttl: int | None) -> bool:
-        done: bool = await self._do("update", lambda: MemoryStore.update(self, key, payload, ttl))
-        return done
 
     async def swap(self, key: str, expected: bytes | None, payload: bytes, ttl: int | None) -> bool:
         done: bool = await self._do(
@@ -134,7 +137,7 @@ async def test_a_save_whose_answer_was_lost_is_looked_up(mode: Any, is_done: boo
     storage = UnsettledStorage(on_conflict=mode)
     browser = Browser(storage)
     await browser.set(a=1)
-    storage.lose(("update" if mode == "overwrite" else "swap", is_done))
+    storage.lose(("swap", is_done))
     await browser.set(b=2)
     assert not storage.store.lost
     assert await browser.load() == {"a": 1, "b": 2}
@@ -147,7 +150,7 @@ async def test_it_undoes_nothing_that_was_written_since(mode: Any, is_done: bool
     browser = Browser(storage)
     await browser.set(a=1)
     other = storage.elsewhere(browser)
-    storage.lose(("update" if mode == "overwrite" else "swap", is_done))
+    storage.lose(("swap", is_done))
     storage.store.between = lambda: other.set(a=2)
     with pytest.raises(UnsettledError):
         await browser.set(a=3)
@@ -163,7 +166,7 @@ async def test_it_brings_back_nothing_that_was_deleted_since(
     browser = Browser(storage)
     await browser.set(a=1)
     other = storage.elsewhere(browser)
-    storage.lose(("update" if mode == "overwrite" else "swap", is_done))
+    storage.lose(("swap", is_done))
     storage.store.between = lambda: other.do(Session.invalidate)
     response = await browser.set(a=3)
     assert not response.cookies
@@ -187,12 +190,12 @@ async def test_a_touch_whose_answer_was_lost_is_looked_up(
 
 
 async def test_a_new_session_gets_another_id_when_it_is_not_known_if_it_was_stored() -> None:
-    ids = iter("abc")
-    storage = UnsettledStorage(key_factory=lambda: next(ids))
+    storage = UnsettledStorage()
     storage.lose(("create", True))
     browser = Browser(storage)
     await browser.set(a=1)
-    assert browser.cookie == "b"
+    assert storage.store.calls == ["create", "create"]
+    assert len(storage.store) == 2
     assert await browser.load() == {"a": 1}
 
 
@@ -205,17 +208,49 @@ async def test_a_second_loss_is_an_error() -> None:
     assert browser.cookie is None
 
 
-async def test_a_chosen_id_is_not_tried_again() -> None:
+def choose(session: Session) -> None:
+    session.set_new_identity("chosen")
+    session["a"] = 1
+
+
+@pytest.mark.parametrize("is_done", [True, False])
+@pytest.mark.parametrize("is_there", [True, False])
+async def test_a_session_with_a_chosen_id_is_stored_by_a_swap(
+    is_done: bool, is_there: bool
+) -> None:
     storage = UnsettledStorage()
-    storage.lose(("create", True))
+    if is_there:
+        await storage.store.create("AIOHTTP_SESSION_chosen", b'{"created":1,"session":{}}', None)
+    else:
+        storage.lose(("swap", is_done))
+    browser = Browser(storage)
+    await browser.do(choose)
+    assert {*storage.store.calls} - {"create"} == {"swap"}
+    assert browser.cookie == "chosen"
+    assert await browser.load() == {"a": 1}
 
-    def choose(session: Session) -> None:
-        session.set_new_identity("chosen")
-        session["a"] = 1
 
-    with pytest.raises(UnsettledError):
-        await Browser(storage).do(choose)
-    assert storage.store.calls == ["create"]
+@pytest.mark.parametrize("makes_ids", [True, False])
+async def test_the_end_of_a_session_with_a_chosen_id_leaves_an_empty_record(
+    makes_ids: bool,
+) -> None:
+    """A late write of an earlier session with this id finds that record, and not none."""
+    storage = UnsettledStorage(key_factory=lambda: "chosen") if makes_ids else UnsettledStorage()
+    browser = Browser(storage)
+    await browser.do(add if makes_ids else choose)
+    assert browser.cookie == "chosen"
+    storage.store.calls.clear()
+    response = (await browser.do(Session.invalidate))[1]
+    assert is_deletion(response)
+    assert storage.store.calls == ["swap"]
+    assert await storage.store.read("AIOHTTP_SESSION_chosen") == b"{}"
+    assert (await Browser(storage, "chosen").load()).new
+    await browser.do(add if makes_ids else choose)
+    assert await browser.load() == {"a": 1}
+
+
+def add(session: Session) -> None:
+    session["a"] = 1
 
 
 def log_in(session: Session) -> None:
@@ -230,12 +265,12 @@ async def test_moving_survives_the_loss_of_the_mark_s_answer(mode: Any, is_done:
     browser = Browser(storage)
     await browser.set(a=1)
     before = str(browser.cookie)
-    storage.lose(("update" if mode == "overwrite" else "swap", is_done))
+    storage.lose(("swap", is_done))
     await browser.do(log_in)
     assert not storage.store.lost
     assert browser.cookie not in {None, before}
     assert await browser.load() == {"a": 1, "user": "ann"}
-    assert len(storage.store) == 1
+    assert len(storage.store) == 2  # with the mark
 
 
 @MODES
@@ -245,7 +280,7 @@ async def test_moving_notices_a_log_out_behind_a_lost_answer(mode: Any, is_done:
     browser = Browser(storage)
     await browser.set(a=1)
     key = storage._keys.get(str(browser.cookie))
-    storage.lose(("update" if mode == "overwrite" else "swap", is_done))
+    storage.lose(("swap", is_done))
     storage.store.between = lambda: storage.store.delete(key)
     response = (await browser.do(log_in))[1]
     assert not response.cookies
@@ -258,39 +293,81 @@ async def test_moving_overwrites_or_merges_what_was_written_behind_a_lost_answer
     browser = Browser(storage)
     await browser.set(a=1)
     other = storage.elsewhere(browser)
-    storage.lose(("update", False) if mode == "overwrite" else ("swap", False))
+    storage.lose(("swap", False))
     storage.store.between = lambda: other.set(b=2)
-    if mode == "merge":
-        # Done or not: it isn't known, and others have gone on.
-        with pytest.raises(UnsettledError):
-            await browser.do(log_in)
-        return
+    # Nothing replaces a mark, so the mark was not written.
     await browser.do(log_in)
-    assert await browser.load() == {"a": 1, "user": "ann"}
-    assert len(storage.store) == 1
+    merged = {"b": 2} if mode == "merge" else {}
+    assert await browser.load() == {"a": 1, **merged, "user": "ann"}
+    assert len(storage.store) == 2
 
 
-async def test_an_old_record_that_can_t_be_deleted_is_worth_nothing(
-    caplog: pytest.LogCaptureFixture, make_storage: MakeStorage, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("hash_ids", [True, False])
+async def test_a_mark_stays_for_a_minute_and_names_the_new_key(
+    make_storage: MakeStorage, clock: Clock, hash_ids: bool
 ) -> None:
-    storage = make_storage()
+    storage = make_storage(hash_ids=hash_ids)
     browser = Browser(storage)
     await browser.set(a=1)
     before = str(browser.cookie)
+    slow = Browser(storage, before)
+
+    async def handler(request: web.Request) -> web.Response:
+        session = await get_session(request)
+        await browser.do(log_in)
+        session["late"] = True
+        return web.Response()
+
+    response = await slow.visit(handler)
+    assert not response.cookies
+    record = await stored(storage, before)
+    assert record is not None
+    assert json.loads(record) == {"moved": storage._keys.tail(browser.cookie)}
+    assert (await Browser(storage, before).load()).new
+    assert await browser.load() == {"a": 1, "user": "ann"}
+
+
+async def test_a_mark_expires(clock: Clock) -> None:
+    storage = MemoryStorage()
+    browser = Browser(storage)
+    await browser.set(a=1)
+    before = str(browser.cookie)
+    await browser.do(log_in)
+    clock.now += 59
+    assert await stored(storage, before) is not None
+    clock.now += 1
+    assert await stored(storage, before) is None
+
+
+@MODES
+async def test_an_ended_session_whose_record_can_t_be_deleted_is_over(
+    caplog: pytest.LogCaptureFixture,
+    make_storage: MakeStorage,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: Any,
+) -> None:
+    storage = make_storage(on_conflict=mode)
+    browser = Browser(storage)
+    await browser.set(a=1)
+    before = str(browser.cookie)
+    slow = Browser(storage, before)
 
     async def fail(key: str) -> None:
         raise ConnectionResetError("at " + key)
 
+    async def handler(request: web.Request) -> web.Response:
+        session = await get_session(request)
+        assert is_deletion((await browser.do(Session.invalidate))[1])
+        session["late"] = True
+        return web.Response()
+
     monkeypatch.setattr(storage.store, "delete", fail)
-    await browser.do(log_in)
-    assert await browser.load() == {"a": 1, "user": "ann"}
-    (message,) = caplog.messages
-    assert "former id could not be deleted (ConnectionResetError)" in message
+    assert not (await slow.visit(handler)).cookies
+    failed, dropped = caplog.messages
+    assert failed.startswith("The record of a session that has ended could not be deleted (Connec")
+    assert dropped == DROPPED
+    assert await stored(storage, before) == b"{}"
     assert (await Browser(storage, before).load()).new
-    record = await stored(storage, before)
-    assert record is not None
-    assert set(json.loads(record)) == {"moved"}
-    assert str(browser.cookie).encode() not in record
 
 
 async def test_a_slow_request_does_not_follow_a_session_that_moved(
@@ -349,14 +426,12 @@ async def never(*args: object) -> Any:
 
 
 @MODES
-@pytest.mark.parametrize("verb", ["create", "mark", "delete"])
+@pytest.mark.parametrize("verb", ["create", "swap"])
 async def test_moving_has_one_time_limit(mode: Any, verb: str) -> None:
     storage = YieldingStorage(on_conflict=mode)
     browser = Browser(storage)
     await browser.set(a=1)
     storage.store.timeout = 0.01
-    if verb == "mark":
-        verb = "swap" if mode == "merge" else "update"
     setattr(storage.store, verb, never)
     with pytest.raises(TimeoutError, match=r"did not answer within 0\.01 seconds"):
         await browser.do(log_in)
@@ -367,8 +442,8 @@ async def test_looking_up_has_the_save_s_time_limit() -> None:
     browser = Browser(storage)
     await browser.set(a=1)
     storage.store.timeout = 0.01  # type: ignore[assignment]
-    storage.lose(("update", True))
-    storage.store.swap = never  # type: ignore[method-assign, assignment]
+    storage.lose(("swap", True))
+    storage.store.read_latest = never  # type: ignore[method-assign, assignment]
     with pytest.raises(TimeoutError, match=r"did not answer within 0\.01 seconds"):
         await browser.set(b=2)
 
@@ -377,11 +452,13 @@ async def test_the_requests_that_wait_for_their_turn_wait_no_longer() -> None:
     storage = YieldingStorage(on_conflict="merge")
     browser = Browser(storage)
     await browser.set(a=1)
-    key = storage._keys.get(str(browser.cookie))
-    async with storage._turn(key):
-        storage.store.timeout = 0.01
-        with pytest.raises(TimeoutError):
-            await browser.set(b=2)
+    storage.store.swap = never  # type: ignore[method-assign, assignment]
+    first = asyncio.ensure_future(browser.set(b=1))
+    await asyncio.sleep(0)
+    storage.store.timeout = 0.01
+    with pytest.raises(TimeoutError):
+        await Browser(storage, browser.cookie).set(b=2)
+    first.cancel()
 
 
 async def test_a_new_session_in_place_of_another_has_one_time_limit_too() -> None:
@@ -394,7 +471,7 @@ async def test_a_new_session_in_place_of_another_has_one_time_limit_too() -> Non
         return web.Response()
 
     storage.store.timeout = 0.01
-    storage.store.delete = never  # type: ignore[method-assign, assignment]
+    storage.store.swap = never  # type: ignore[method-assign, assignment]
     with pytest.raises(TimeoutError):
         await browser.visit(handler)
 
@@ -470,7 +547,7 @@ async def test_a_session_that_always_changes_can_t_move(monkeypatch: pytest.Monk
     async def no_pause(seconds: float) -> None:
         assert 0 <= seconds <= 0.02
 
-    monkeypatch.setattr(settling, "sleep", no_pause)
+    monkeypatch.setattr(saving, "sleep", no_pause)
     monkeypatch.setattr(storage.store, "swap", swap)
     with pytest.raises(ConflictError, match="in 100 attempts") as raised:
         await browser.do(log_in)
@@ -490,11 +567,11 @@ async def test_a_store_without_a_time_limit_has_none(make_storage: MakeStorage) 
 async def test_moving_takes_no_more_round_trips_than_it_must(
     make_storage: MakeStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for mode, mark in (("overwrite", "update"), ("merge", "swap")):
+    for mode in ("overwrite", "merge"):
         storage = make_storage(on_conflict=mode)
         browser = Browser(storage)
         await browser.set(a=1)
         with monkeypatch.context() as patch:
             calls = spy(patch, storage)
             await browser.do(log_in)
-        assert calls == ["read", "create", mark, "delete"]
+        assert calls == ["read", "create", "swap"]

@@ -28,6 +28,7 @@ from aiohttp_session.memory_storage import MemoryStorage
 from aiohttp_session.redis_storage import RedisStorage
 from aiohttp_session.server_storage import ServerStorage
 from aiohttp_session.stores import Store
+from aiohttp_session.stores.memory import MemoryStore
 from aiohttp_session.stores.telemetry import TelemetryStore
 from aiohttp_session.telemetry import instrument, uninstrument
 from benchmarks.servers import HOST, Server
@@ -192,9 +193,9 @@ async def test_a_conflict_is_told(watch: Watch, monkeypatch: pytest.MonkeyPatch)
 
 
 COMMANDS = {
-    "redis": ["SET", "GET", "SET", "GET", "EVAL", "DEL"],
+    "redis": ["SET", "GET", "EVALSHA", "GET", "EVALSHA", "DEL"],
     "memcached": ["set", "get", "cas", "get", "cas", "delete"],
-    "memory": ["create", "read", "update", "read", "swap", "delete"],
+    "memory": ["create", "read", "swap", "read", "swap", "delete"],
 }
 
 
@@ -220,6 +221,28 @@ async def test_the_store_s_operations_are_told_below(
     for span in below:
         assert span.kind is trace.SpanKind.CLIENT
         assert span.attributes == {**storage.store.describe(), "db.operation.name": span.name}
+
+
+async def test_each_verb_goes_to_the_same_of_the_store_behind(watch: Watch) -> None:
+    class Behind(MemoryStore):
+        async def read_latest(self, key: str) -> bytes | None:
+            return b"latest"
+
+    storage = watch(ServerStorage(Behind()))
+    store = storage.store
+    assert isinstance(store, TelemetryStore)
+    assert store.reads_locally
+    await store.create("k", b"1", None)
+    assert await store.read("k") == b"1"
+    assert await store.read_latest("k") == b"latest"
+    assert await store.swap("k", b"0", b"2", None) is False
+    assert await store.swap("k", b"1", b"2", None) is True
+    assert await store.swap("k", None, b"2", None) is False
+    await store.delete("k")
+    assert await store.read("k") is None
+    assert [span.name for span in watch.spans()] == [
+        *("create", "read", "read", "swap", "swap", "swap", "delete", "read")
+    ]
 
 
 async def test_operations_that_share_a_round_trip_are_counted(
@@ -284,7 +307,7 @@ async def test_a_near_cache_is_counted_and_stays_in_front(watch: Watch) -> None:
         def read(self, key: str) -> Any:
             return self.store.read(key)
 
-        create = update = swap = delete = read  # type: ignore[assignment]
+        create = swap = delete = read  # type: ignore[assignment]
 
     storage = ServerStorage(Near(YieldingStorage().store))
     watch(storage)

@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable, Hashable, Mapping
 
 
 class UnsettledError(ConnectionError):
-    """A write was either done or never will be, and it is unknown which.
+    """The outcome of a write is unknown: it may have been applied, or be applied at any later time.
 
-    A store raises it only if the write can no longer be done late. The storage then looks at the
-    record to see what became of it.
+    A store raises it when a connection is lost with a write in flight. The storage then reads the
+    record and repeats the same swap, until the outcome is known.
     """
 
 
@@ -21,14 +21,29 @@ class StoreUnavailableError(ConnectionError):
 class Store(abc.ABC):
     """A store of records: bytes under a key that live for a number of seconds.
 
+    A store implements four verbs. Each is atomic, as other clients of the store see it. When a verb
+    returns, it was applied once; when it raises, it failed, or its outcome is unknown. A network, a
+    proxy or a paused process may deliver a write at any later time, also after the client was told
+    that the connection is gone. The verbs are chosen so that a late write is harmless:
+
+    ==========  ================================  ==============================================
+    verb        effect                            effect if it is applied late
+    ==========  ================================  ==============================================
+    read        return the record                 none
+    create      store a record under a new id     a record whose id nobody received
+    swap        replace the expected record       none: the record is another one by then
+    delete      remove the record                 none: an id is never used again
+    ==========  ================================  ==============================================
+
     Keys are printable ASCII without spaces, and at most 250 bytes. A TTL is in whole seconds, at
-    least 1; None is for ever. Each operation is atomic, as other clients of the store see
-    it. It is done once when it returns, and has failed when it raises; a write whose outcome is
-    unknown raises `UnsettledError`, or whatever else the store's client raises.
+    least 1; None means that the record does not expire.
     """
 
     timeout: float | None = None
-    """Seconds after which an operation fails with TimeoutError; None if it always ends soon."""
+    """Seconds after which an operation fails with TimeoutError; None if each one ends soon."""
+
+    reads_locally: bool = False
+    """Whether reads may be answered in this process, without asking a server."""
 
     server_of: Callable[[str], Hashable] | None = None
     """Returns the name of the server that has a key, if several may fail one by one."""
@@ -38,22 +53,22 @@ class Store(abc.ABC):
         """Return the record under a key, or None if there is none."""
 
     def read_latest(self, key: str) -> Awaitable[bytes | None]:
-        """Return the record under a key as it is now, even if reads may be a moment behind."""
+        """Return the record under a key as it is now, even if `read` may be a moment behind."""
         return self.read(key)
 
     @abc.abstractmethod
     async def create(self, key: str, payload: bytes, ttl: int | None) -> None:
-        """Store a record under a key, whether or not there is one."""
+        """Store a record under a key.
 
-    @abc.abstractmethod
-    async def update(self, key: str, payload: bytes, ttl: int | None) -> bool:
-        """Replace a record; return False, and do nothing, if there is none."""
+        The storage calls it for new random ids only, so there is no record yet; the store need not
+        check that.
+        """
 
     @abc.abstractmethod
     async def swap(self, key: str, expected: bytes | None, payload: bytes, ttl: int | None) -> bool:
-        """Replace a record if it is still the expected one; return whether it was.
+        """Replace a record if it is exactly the expected one; return whether it was.
 
-        :param expected: None to store it only if there is no record.
+        :param expected: None to store the payload only if there is no record.
         """
 
     @abc.abstractmethod

@@ -40,14 +40,6 @@ class Calls:
     async def create(self, key: str, payload: bytes, ttl: int | None) -> None:
         await self._call("set", key, payload, exptime=expiry(ttl))
 
-    async def update(self, key: str, payload: bytes, ttl: int | None) -> bool:
-        while True:
-            record, token = await self._call("gets", key, droppable=True)
-            if record is None:
-                return False
-            if await self._call("cas", key, payload, token, exptime=expiry(ttl)):
-                return True
-
     async def swap(self, key: str, expected: bytes | None, payload: bytes, ttl: int | None) -> bool:
         if expected is None:
             return bool(await self._call("add", key, payload, exptime=expiry(ttl)))

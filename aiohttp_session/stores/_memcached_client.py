@@ -11,14 +11,14 @@ from weakref import ref
 from aiohttp_session._core import FutureGroup
 
 from ._memcached_connection import AnyCommand, Connection
-from ._memcached_protocol import Command, ConnectionLostError, Retrieval, Waiters
+from ._memcached_protocol import Command, ConnectionLostError, Retrieval, Versions, Waiters
 
 _AnyCommand = TypeVar("_AnyCommand", Retrieval, Command)
 
 REPEATS = 3  # of one command, since the next connection may be lost as well
 _CLOGGED = 64 * 1024  # bytes under way on a connection, beyond which others take another
 _KEYS_LIMIT = 64  # keys in one command
-_TOKENS_LIMIT = 1024
+_VERSIONS_LIMIT = 1024
 
 
 class Client:
@@ -63,8 +63,10 @@ class Client:
         self._queued = 0  # waiters for both
         self._is_busy = False  # several commands came in one iteration
         self._timer_at = math.inf  # the loop's time
-        self._tokens: dict[bytes, bytes] = {}
-        self._older_tokens: dict[bytes, bytes] = {}
+        self.losses = 0
+        """How many connections were lost."""
+        self._versions: Versions = {}
+        self._older_versions: Versions = {}
         self._shutdown_hook: AsyncGenerator[None, None] | None = None
 
     def deadline(self) -> float:
@@ -84,15 +86,35 @@ class Client:
             self._schedule(loop)
         return future
 
-    def take_token(self, key: bytes) -> bytes | None:
-        """Return, and forget, the token of the version of a record that was last read."""
-        return self._tokens.pop(key, None) or self._older_tokens.pop(key, None)
+    def take_token(self, key: bytes, record: bytes) -> bytes | None:
+        """Return, and forget, the token of the version of a record that was last read.
+
+        :param record: the contents of that version; None is returned for any other.
+        """
+        read = self._versions.pop(key, None) or self._older_versions.pop(key, None)
+        return read[1] if read is not None and read[0] == record else None
 
     def gets(self, key: bytes, deadline: float) -> asyncio.Future[tuple[bytes | None, bytes]]:
         """Ask for a record, and the token with which `cas` replaces just this version of it."""
         future: asyncio.Future[tuple[bytes | None, bytes]] = self._futures.create_future()
         self._submit(Retrieval({key: [future]}, None, deadline))
         return future
+
+    def set(
+        self, key: bytes, payload: bytes, expires: int, deadline: float
+    ) -> asyncio.Future[bytes]:
+        """Store a record; return the reply."""
+        size = len(payload)
+        data = b"set %b 0 %d %d\r\n%b\r\n" % (key, expires, size, payload)
+        return self._submit(Command(b"set", data, size, deadline, self._futures)).future
+
+    def replace(
+        self, key: bytes, payload: bytes, expires: int, deadline: float
+    ) -> asyncio.Future[bytes]:
+        """Replace a record, if there is one; return the reply."""
+        size = len(payload)
+        data = b"replace %b 0 %d %d\r\n%b\r\n" % (key, expires, size, payload)
+        return self._submit(Command(b"replace", data, size, deadline, self._futures)).future
 
     def add(
         self, key: bytes, payload: bytes, expires: int, deadline: float
@@ -171,15 +193,15 @@ class Client:
             self._set_timer(now + self._timeout / 2, loop)
 
     def _retrievals(self, waiters: Waiters, deadline: float) -> list[Retrieval]:
-        if len(self._tokens) > _TOKENS_LIMIT:
+        if len(self._versions) > _VERSIONS_LIMIT:
             # All go at once when they are old; to look for the oldest would take more time.
-            self._tokens, self._older_tokens = {}, self._tokens
+            self._versions, self._older_versions = {}, self._versions
         if len(waiters) <= _KEYS_LIMIT:
-            return [Retrieval(waiters, self._tokens, deadline)]
+            return [Retrieval(waiters, self._versions, deadline)]
         keys = list(waiters)
         chunks = (keys[start : start + _KEYS_LIMIT] for start in range(0, len(keys), _KEYS_LIMIT))
         return [
-            Retrieval({key: waiters[key] for key in chunk}, self._tokens, deadline)
+            Retrieval({key: waiters[key] for key in chunk}, self._versions, deadline)
             for chunk in chunks
         ]
 
@@ -195,7 +217,9 @@ class Client:
         usable = [connection for connection in self._connections if connection.is_usable]
         if len(usable) >= self._max_connections:
             return min(usable, key=lambda each: (not each.is_prompt(now), each.backlog))
-        connection = Connection(self._connections, self._timeout, self._futures, self._fail_command)
+        connection = Connection(
+            self._connections, self._timeout, self._futures, self._fail_command, self._forget
+        )
         connection.opening = loop.create_task(self._open(connection, loop))
         return connection
 
@@ -227,6 +251,12 @@ class Client:
             loop.call_soon(self._flush, loop)
         else:
             command.settle(error)
+
+    def _forget(self) -> None:
+        """Forget the versions that were read: the server may have been restarted."""
+        # New ones: the replies that are still to come fill those that the commands in flight hold.
+        self._versions, self._older_versions = {}, {}
+        self.losses += 1
 
     async def _close_at_shutdown(self) -> AsyncGenerator[None, None]:
         """Close with the event loop, for applications that don't call `finish`.

@@ -27,6 +27,7 @@ class Connection(asyncio.Protocol):
         that the command had left, it is given up, so that there is time left for another.
     :param futures: that the commands' futures are of.
     :param fail: gets the commands without an answer when it fails, and the error.
+    :param forget: is called when it fails.
     """
 
     opening: asyncio.Task[None]
@@ -37,12 +38,14 @@ class Connection(asyncio.Protocol):
         timeout: float,
         futures: FutureGroup,
         fail: Callable[[AnyCommand, Exception], None],
+        forget: Callable[[], None],
     ) -> None:
         self._siblings = siblings
         siblings.append(self)
         self._timeout = timeout
         self._futures = futures
         self._fail_command = fail
+        self._forget_versions = forget
         self.awaited: deque[AnyCommand] = deque()
         """What is not answered, in the order in which it was sent."""
         self.used = math.inf
@@ -115,6 +118,7 @@ class Connection(asyncio.Protocol):
     def fail(self, error: Exception) -> None:
         """Take no more commands, and give up those that are not answered."""
         self.close_idle()
+        self._forget_versions()
         if self in self._siblings:
             self._siblings.remove(self)
         if self._transport is None:

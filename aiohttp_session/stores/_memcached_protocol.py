@@ -13,7 +13,7 @@ from aiomcache import ClientException
 
 from aiohttp_session._core import FutureGroup, quote, read_values
 
-from .batch import _duplicate
+from .batch import duplicate
 
 _RELATIVE_LIMIT = 30 * 24 * 60 * 60  # seconds: memcached takes a longer expiry for a Unix time
 _KEY_LIMIT = 250  # bytes
@@ -22,7 +22,9 @@ STORED = b"STORED"
 EXISTS = b"EXISTS"
 
 _REPLIES = {
+    b"set": (STORED,),
     b"add": (STORED, b"NOT_STORED"),
+    b"replace": (STORED, b"NOT_STORED"),
     b"cas": (STORED, EXISTS, b"NOT_FOUND"),
     b"delete": (b"DELETED", b"NOT_FOUND"),
     b"version": (),
@@ -30,6 +32,7 @@ _REPLIES = {
 _ERRORS = (b"SERVER_ERROR ", b"CLIENT_ERROR ", b"ERROR")
 
 Waiters: TypeAlias = dict[bytes, list["asyncio.Future[Any]"]]
+Versions: TypeAlias = dict[bytes, tuple[bytes, bytes]]  # records and their tokens, by key
 
 
 class ConnectionLostError(ConnectionResetError):
@@ -62,19 +65,17 @@ def expiry(ttl: int | None) -> int:
 class Retrieval:
     """A ``gets`` of one or more keys, and those who wait for the records.
 
-    :param tokens: takes the tokens of the records, by key. Without it the waiters get pairs of a
-        record and its token; of None and nothing, if there is none.
+    :param versions: takes the records and their tokens. Without it the waiters get these pairs; of
+        None and nothing, if there is none.
     :param deadline: the loop's time at which it fails.
     """
 
-    __slots__ = ("_tokens", "_waiters", "deadline", "expected", "repeats", "sent")
+    __slots__ = ("_versions", "_waiters", "deadline", "expected", "repeats", "sent")
     size = 0
 
-    def __init__(
-        self, waiters: Waiters, tokens: dict[bytes, bytes] | None, deadline: float
-    ) -> None:
+    def __init__(self, waiters: Waiters, versions: Versions | None, deadline: float) -> None:
         self._waiters = waiters
-        self._tokens = tokens
+        self._versions = versions
         self.deadline = deadline
         self.sent = 0.0
         """The loop's time."""
@@ -93,15 +94,15 @@ class Retrieval:
         :raises ValueError, LookupError, ClientException: if it is no such reply.
         """
         self.expected = 0
-        tokens, take = self._tokens, self._waiters.pop
+        versions, take = self._versions, self._waiters.pop
         while True:
             values, position = read_values(data, position)
             for key, value, token in values:
                 result: object = value
-                if tokens is None:
+                if versions is None:
                     result = value, token
                 else:
-                    tokens[key] = token
+                    versions[key] = value, token
                 for future in take(key):
                     if not future.done():
                         future.set_result(result)
@@ -110,7 +111,7 @@ class Retrieval:
                 return position, False
             line = data[position:end]
             if line == b"END":
-                self.settle((None, b"") if tokens is None else None)
+                self.settle((None, b"") if versions is None else None)
                 return end + 2, True
             stop = self._read_foreign(line, data, end + 2)
             if stop > len(data):
@@ -157,7 +158,7 @@ class Retrieval:
 class Command:
     """Any other command, and the one who waits for the line that answers it.
 
-    :param name: of ``add``, ``cas``, ``delete`` and ``version``.
+    :param name: of ``set``, ``add``, ``replace``, ``cas``, ``delete`` and ``version``.
     :param size: bytes of its payload.
     :param deadline: the loop's time at which it fails.
     """
@@ -218,7 +219,7 @@ def _settle(future: asyncio.Future[Any], result: object) -> None:
         return
     if isinstance(result, Exception):
         # A copy, since each waiter that raises it adds a traceback of its own.
-        future.set_exception(_duplicate(result))
+        future.set_exception(duplicate(result))
         future.exception()  # or asyncio complains when nobody is left to see it
     else:
         future.set_result(result)

@@ -11,11 +11,10 @@ from weakref import WeakKeyDictionary
 from aiohttp_session.time_limit import time_limit
 
 from ._redis_client import Node, Pool, close, give_back
-from ._redis_fence import Client, Fence
 
 
 class Checkout:
-    """Takes connections from a client, with the fence put up, and gives them back.
+    """Takes connections from a client, and gives them back.
 
     A network that has forgotten one connection may have forgotten all, and tells nobody. So when
     one has stalled, those that have not been heard of since then are opened anew.
@@ -23,9 +22,8 @@ class Checkout:
     :param patience: seconds that a connection may take to answer, before another one is tried.
     """
 
-    def __init__(self, connections: Pool | Node, fence: Fence, patience: float) -> None:
+    def __init__(self, connections: Pool | Node, patience: float) -> None:
         self._connections = connections
-        self._fence = fence
         self._patience = patience
         self._loop = asyncio.get_running_loop()
         self._heard: WeakKeyDictionary[Any, float] = WeakKeyDictionary()  # loop time, by writer
@@ -38,8 +36,8 @@ class Checkout:
         """
         self._suspect = max(self._suspect, since)
 
-    async def take(self) -> tuple[Any, Client | None]:
-        """Return an open connection, and who that is; None if nobody can tell.
+    async def take(self) -> Any:
+        """Return an open connection.
 
         :raises Exception: of the client's, if none can be had.
         """
@@ -49,7 +47,8 @@ class Checkout:
             try:
                 async with time_limit(patience, monotonic()):
                     connection = await self._connections.acquire()
-                    return connection, await self._prepare(connection)
+                    await self._prepare(connection)
+                    return connection
             except BaseException as error:
                 if connection is not None:
                     await give_back(self._connections, connection, is_clean=False)
@@ -69,14 +68,13 @@ class Checkout:
             self._hear(connection)
         await give_back(self._connections, connection, is_clean=is_clean)
 
-    async def _prepare(self, connection: Any) -> Client | None:
+    async def _prepare(self, connection: Any) -> None:
         writer = getattr(connection, "_writer", None)
         if isinstance(writer, asyncio.StreamWriter):
             if self._heard.get(writer, -math.inf) < self._suspect:
                 await close(connection)
                 await connection.connect()
             self._hear(connection)
-        return await self._fence.open(connection)
 
     def _hear(self, connection: Any) -> None:
         writer = getattr(connection, "_writer", None)

@@ -14,7 +14,7 @@ from aiohttp_session.log import log
 from ._redis_pipeline import READ, Operation, do
 
 WORKERS = 4  # connections of a server in use at the same time, beside the one that is shared
-_METHODS = ("get", "set", "delete", "eval", "execute_command")
+_METHODS = ("get", "set", "delete", "eval", "evalsha", "execute_command")
 _LIBRARIES = ("redis.", "valkey.")
 _ASYNCIO = ("redis.asyncio.", "valkey.asyncio.")
 _CLIENTS = {"Redis", "RedisCluster", "Valkey", "ValkeyCluster"}
@@ -85,6 +85,13 @@ def log_once(text: str) -> None:
     if text not in told:
         told.add(text)
         log.info("%s", text)
+
+
+def warn_once(text: str) -> None:
+    """Log a warning that every store and every event loop would have to give."""
+    if text not in told:
+        told.add(text)
+        log.warning("%s", text)
 
 
 def is_pipelined(connection: Any) -> bool:

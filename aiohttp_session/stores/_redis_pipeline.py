@@ -9,22 +9,24 @@ from typing import Any, Protocol, TypeAlias
 
 from aiohttp_session._core import FutureGroup, answer, read_replies
 
+from . import UnsettledError
 from ._redis_resp import ErrorReply, is_final, is_misplaced, missing, read_odd
-from .batch import Entry
+from .batch import Entry, fail
 
 LARGE = 32 * 1024  # bytes: what does not travel with others
 _MAX_AGE = 60  # seconds
 
 
 class LostError(Exception):
-    """The reply to an operation won't come: its connection broke, or stalled.
+    """The reply to an operation won't come: its connection broke, or stalled."""
 
-    :param client: which connection it was, as `Fence` names it; None if nobody knows.
-    """
 
-    def __init__(self, client: Any) -> None:
-        super().__init__(client)
-        self.client = client
+def unsettled() -> UnsettledError:
+    """Return the error of a write whose connection was lost."""
+    return UnsettledError(
+        "The connection to Redis was lost with a write in flight: it is unknown whether the write "
+        "was applied"
+    )
 
 
 class UnsentError(Exception):
@@ -32,10 +34,10 @@ class UnsentError(Exception):
 
 
 # An operation: its key; what it sends; what does the same by the client's own methods, a function
-# with its arguments behind the client and the key; and its fate: whether it may be done a second
-# time, or how it was lost. Plain tuples: a NamedTuple takes 0.3 µs to make, a partial 0.1 µs.
+# with its arguments behind the client and the key; and whether it is a READ, which may be sent a
+# second time, or a WRITE. Plain tuples: a NamedTuple takes 0.3 µs to make, a partial 0.1 µs.
 READ, WRITE = "read", "write"
-Operation: TypeAlias = tuple[str, bytes, tuple[Any, ...], "str | LostError"]
+Operation: TypeAlias = tuple[str, bytes, tuple[Any, ...], str]
 
 
 def do(operation: Operation, client: Any) -> Awaitable[Any]:
@@ -62,34 +64,30 @@ class Owner(Protocol):
     def leave(self, connection: PipelinedConnection) -> None:
         """Give a connection no more operations."""
 
-    async def close(self, connection: Any, client: Any, *, is_clean: bool, owes: bool) -> None:
-        """Take a connection of the client's back.
-
-        :param owes: writes may be under way on it.
-        """
+    async def close(self, connection: Any, *, is_clean: bool) -> None:
+        """Take a connection of the client's back."""
 
 
 class PipelinedConnection(asyncio.Protocol):
     """A connection on which operations are written as they come; replies come in their order.
 
     After a second without an operation, and once a minute, the client gets it back. Without a
-    reply for some time it takes no more operations. What it owes when it ends, its owner gets.
+    reply for some time it takes no more operations. When it ends, its owner repeats the reads that
+    were not answered, and the writes fail with `UnsettledError`.
 
     What comes in goes to this, and not to the client's stream, which would take two turns of the
     event loop more for each reply.
 
     :param connection: the client's, open, with no reply under way.
-    :param client: which connection this is, as `Fence` names it.
     """
 
     _PROMPT = 1  # commands in one turn, after which the next one need not wait for others
 
-    def __init__(self, owner: Owner, connection: Any, client: Any) -> None:
+    def __init__(self, owner: Owner, connection: Any) -> None:
         self._loop = loop = asyncio.get_running_loop()
         self._futures = FutureGroup(loop)
         self._owner = owner
         self._connection = connection
-        self._client = client
         self._unsent: list[bytes] = []
         self._pending: deque[Entry[Operation, Any]] = deque()
         self._parts: list[bytes] = []  # of an incomplete reply
@@ -127,10 +125,6 @@ class PipelinedConnection(asyncio.Protocol):
         if is_first:
             self._schedule()
         return future
-
-    def is_writing(self, key: str) -> bool:
-        """Tell whether a write to a key is under way."""
-        return any(entry[0][0] == key and entry[0][3] is not READ for entry in self._pending)
 
     def leave(self) -> None:
         """Take no more operations, and end when the last reply has come."""
@@ -238,20 +232,19 @@ class PipelinedConnection(asyncio.Protocol):
         pending, self._pending = self._pending, deque()
         unsent, self._unsent = len(self._unsent), []
         sent = [pending.popleft() for _ in range(len(pending) - unsent)]
-        owes = any(entry[0][3] is WRITE for entry in sent)
         if sent:
             self._owner.distrust(sent[0][4])
-        await self._owner.close(self._connection, self._client, is_clean=is_clean, owes=owes)
-        for (key, _, call, fate), future, size, is_batched, since in sent:
-            lost = LostError(self._client)
+        await self._owner.close(self._connection, is_clean=is_clean)
+        for entry in sent:
+            operation, future, _, is_batched, _ = entry
             if future.done():
-                pass  # nobody waits for it: it is not sent again
+                pass  # its caller was cancelled: it is not sent again
             elif is_batched:
-                future.set_result(lost)
-            elif fate is WRITE:
-                self._owner.repeat(((key, b"", call, lost), future, size, False, since))
+                future.set_result(LostError())
+            elif operation[3] is READ:
+                self._owner.repeat(entry)
             else:
-                self._owner.repeat(((key, _, call, fate), future, size, False, since))
+                fail(future, unsettled())
         for entry in pending:
             if entry[1].done():
                 pass

@@ -1,4 +1,4 @@
-"""Operations on one Redis server, each of them done once or known to have failed."""
+"""Operations on one Redis server. A write is sent once; a read may be sent again."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ from weakref import WeakSet
 from aiohttp_session._core import write_command
 from aiohttp_session.time_limit import time_limit
 
-from . import UnsettledError
 from ._redis_checkout import Checkout
 from ._redis_client import WORKERS, Node, Pool, call, has_successor, is_pipelined, tell
-from ._redis_fence import Client, Fence, exchange
 from ._redis_large import LargeRecords
 from ._redis_pipeline import (
     LARGE,
     READ,
-    WRITE,
     LostError,
     Operation,
     PipelinedConnection,
     UnsentError,
     do,
+    unsettled,
 )
 from ._redis_resp import is_asking, is_final, is_misplaced, is_reply
 from ._redis_tracking import Tracking
+from ._redis_transaction import exchange
 from .batch import Batch, Entry
 
 _CALLS = 64  # at the same time, of a client whose own methods have to be used
@@ -46,8 +45,7 @@ class Server:
     """Does operations on one server, in one event loop.
 
     The first ones go as a batch by a connection of the client. It is kept as the pipelined
-    connection, on which the next ones are written as they come; large ones go apart from it. Writes
-    to one key never overtake each other.
+    connection, on which the next ones are written as they come; large ones go apart from it.
 
     A read whose connection was lost is sent again, up to twice. What else goes wrong with one is
     asked again by the client's own methods, so its rules for retries, redirections and failover
@@ -55,9 +53,8 @@ class Server:
 
     - if a server refused it as not the right one, a read by the client's own methods finds the one
       that is, and it goes there;
-    - if its connection was lost, the server is told to forget that (see `Fence`), and it fails
-      with `UnsettledError`; or with ConnectionError where that isn't possible;
-    - if nobody waits for it any more, it is given up.
+    - if its connection was lost, it fails with `UnsettledError`;
+    - if its caller was cancelled, it is given up.
 
     With a client of which only its own methods will do, its own rules hold for writes too: it may
     send them again.
@@ -81,8 +78,6 @@ class Server:
         self._pipeline: PipelinedConnection | None = None
         self._left: WeakSet[PipelinedConnection] = WeakSet()  # of which replies are due, perhaps
         self._large = LargeRecords()
-        self._writing: dict[str, asyncio.Future[None]] = {}  # keys that batches are writing
-        self._fence = Fence()
         self._connect = PipelinedConnection if tracking is None else tracking.connect
         note = None if tracking is None else tracking.note
         self._locate = locate or (lambda key, error: self)
@@ -96,7 +91,7 @@ class Server:
                 self._ask, timeout=timeout, max_operations=1, max_workers=workers, note=note
             )
         else:
-            self._checkout = Checkout(connections, self._fence, timeout / 4)
+            self._checkout = Checkout(connections, timeout / 4)
             workers = min(WORKERS, connections.limit)
             self._batch = Batch(self._run, timeout=timeout, max_workers=workers, note=note)
         spare = 1 if connections is None else connections.limit - WORKERS - 1
@@ -113,13 +108,10 @@ class Server:
     ) -> asyncio.Future[Any]:
         """Do an operation, as `Batch.submit` describes."""
         pipeline = self._pipeline
-        if size > LARGE or self._large or self._writing or self._batch.queue:
-            key = operation[0]
-            size = self.note_size(key, size)
-            if pipeline is not None:
-                is_apart = size > LARGE and not pipeline.is_writing(key)
-                if is_apart or self._is_batched(key):
-                    pipeline = None
+        if size > LARGE or self._large:
+            size = self.note_size(operation[0], size)
+            if size > LARGE:
+                pipeline = None
         if pipeline is not None:
             return pipeline.submit(operation)
         return self._batch.submit(operation, size, droppable=droppable)
@@ -137,7 +129,7 @@ class Server:
         :raises NotImplementedError: if only the client's own methods will do.
         """
         if self.connections is None:
-            raise NotImplementedError("This client needs EVAL: let its user have it (ACL: +eval)")
+            raise NotImplementedError("A client with methods of its own has no transactions")
         return self._transactions.submit(operation, since=since)
 
     def note_size(self, key: str, size: int = 0) -> int:
@@ -156,10 +148,6 @@ class Server:
         if self.connections is not None:
             await self.connections.close()
 
-    def _is_batched(self, key: str) -> bool:
-        """Tell whether a batch writes to a key, or will: what comes later goes behind it."""
-        return key in self._writing or any(entry[0][0] == key for entry in self._batch.queue)
-
     # What a pipelined connection asks of its owner.
 
     def repeat(self, entry: Entry[Operation, Any]) -> None:
@@ -176,40 +164,17 @@ class Server:
         """Take no connection for alive that was not heard of since some loop time."""
         self._checkout.distrust(since)
 
-    async def close(self, connection: Any, client: Any, *, is_clean: bool, owes: bool) -> None:
-        """Give a connection of the client's back; with writes under way it has to be fenced."""
-        if owes:
-            self._lose(client)
+    async def close(self, connection: Any, *, is_clean: bool) -> None:
+        """Give a connection of the client's back."""
         await self._checkout.give_back(connection, is_clean=is_clean)
 
-    def _lose(self, client: Client | None) -> None:
-        self._fence.lose(client)
-        if self._pipeline is not None:  # what comes next goes where the fence is put up first
-            self._pipeline.leave()
-
     async def _run(self, operations: list[Operation]) -> list[Any]:
-        # Writes to one key must not overtake each other on different connections.
-        keys = [key for key, _, _, fate in operations if fate is not READ]
-        earlier = {self._writing[key] for key in keys if key in self._writing}
-        done = asyncio.get_running_loop().create_future()
-        self._writing.update(dict.fromkeys(keys, done))
-        try:
-            if earlier:
-                await asyncio.wait(earlier)
-            return await self._run_alone(operations)
-        finally:
-            done.set_result(None)
-            for key in keys:
-                if self._writing.get(key) is done:
-                    del self._writing[key]
-
-    async def _run_alone(self, operations: list[Operation]) -> list[Any]:
         is_unsent = False
         try:
             replies = await self._exchange_patiently(operations)
         except Exception as error:  # noqa: BLE001 - no connection could be had
             is_unsent = True
-            replies = [error if fate in (READ, WRITE) else fate for *_, fate in operations]
+            replies = [error] * len(operations)
         failed = [
             i
             for i, reply in enumerate(replies)
@@ -255,32 +220,22 @@ class Server:
 
         :raises Exception: of the client's, if nothing was sent.
         """
-        connection, client = await self._checkout.take()
+        connection = await self._checkout.take()
         limit = getattr(connection, "socket_timeout", None)
         self.stall = self._timeout / 2 if limit is None else min(self._timeout / 2, limit)
-        to_send = [operation for operation in operations if operation[1]]
-        if not to_send:
-            await self._checkout.give_back(connection, is_clean=True)
-            replies: list[Any] = []
-        elif is_pipelined(connection):
-            replies = await self._exchange_pipelined(connection, client, to_send)
-        else:
-            tell(
-                f"by {type(connection).__name__}'s own methods, a batch at a time",
-                "they are not the library's",
-            )
-            owes = any(fate is WRITE for *_, fate in to_send)
-            doing: Any = exchange(connection, [packed for _, packed, *_ in to_send])
-            result = await self._use(connection, client, doing, owes=owes)
-            replies = [result] * len(to_send) if isinstance(result, LostError) else result
-        rest = iter(replies)
-        return [next(rest) if packed else fate for _, packed, _, fate in operations]
+        if is_pipelined(connection):
+            return await self._exchange_pipelined(connection, operations)
+        tell(
+            f"by {type(connection).__name__}'s own methods, a batch at a time",
+            "they are not the library's",
+        )
+        doing = exchange(connection, [packed for _, packed, *_ in operations])
+        result: Any = await self._use(connection, doing)
+        return [result] * len(operations) if isinstance(result, LostError) else result
 
-    async def _exchange_pipelined(
-        self, connection: Any, client: Client | None, operations: list[Operation]
-    ) -> list[Any]:
+    async def _exchange_pipelined(self, connection: Any, operations: list[Operation]) -> list[Any]:
         connections: Any = self.connections
-        pipeline = self._connect(self, connection, client)
+        pipeline = self._connect(self, connection)
         futures = [pipeline.submit(operation, is_batched=True) for operation in operations]
         is_shared = False
         try:
@@ -301,9 +256,7 @@ class Server:
             raise replies[0]
         return replies
 
-    async def _use(
-        self, connection: Any, client: Client | None, doing: Awaitable[Any], *, owes: bool
-    ) -> Any:
+    async def _use(self, connection: Any, doing: Awaitable[Any]) -> Any:
         """Await what uses a connection, and give that back; return the result, or `LostError`."""
         is_clean = False
         try:
@@ -311,30 +264,16 @@ class Server:
                 result = await doing
             is_clean = True
         except Exception:  # noqa: BLE001 - the connection is lost
-            result = LostError(client)
+            result = LostError()
         finally:
-            await self.close(connection, client, is_clean=is_clean, owes=owes and not is_clean)
+            await self.close(connection, is_clean=is_clean)
         return result
 
     async def _mend(self, operation: Operation, error: Exception, *, is_unsent: bool) -> Any:
         """Find out what became of an operation, or do it now if it was not done."""
         if not isinstance(error, LostError) and (is_unsent or is_misplaced(error)):
             return await self._place(operation, error)
-        return await self._settle(error)
-
-    async def _settle(self, reply: Any) -> Any:
-        """Replace `LostError` by what the waiter gets."""
-        if not isinstance(reply, LostError):
-            return reply
-        if reply.client is not None and not self._fence.holds(reply.client):
-            try:
-                await self._exchange([])
-            except Exception as error:  # noqa: BLE001 - it goes to the waiter
-                return error
-        lost = "The connection to Redis was lost with a write under way"
-        if self._fence.holds(reply.client):
-            return UnsettledError(lost)
-        return ConnectionError(f"{lost}: it may have been done, or be done later")
+        return _settle(error)
 
     async def _place(self, operation: Operation, error: Any) -> Any:
         """Send an operation, which has not been done, to the server that is in charge.
@@ -367,11 +306,10 @@ class Server:
         :raises Exception: of the client's, if it was not sent.
         """
         if not operation[1]:
-            connection, client = await self._checkout.take()
-            doing = do(operation, connection)
-            return await self._settle(await self._use(connection, client, doing, owes=True))
+            connection = await self._checkout.take()
+            return _settle(await self._use(connection, do(operation, connection)))
         operations = [_ASKING, operation] if is_asking else [operation]
-        return await self._settle((await self._exchange(operations))[-1])
+        return _settle((await self._exchange(operations))[-1])
 
     async def _transact(self, operations: list[Operation]) -> list[Any]:
         try:
@@ -393,3 +331,8 @@ class Server:
                     return answers + [error] * (len(operations) - len(answers))
                 answers.append(error)
         return answers
+
+
+def _settle(reply: Any) -> Any:
+    """Return what the caller of a write gets in the place of `LostError`."""
+    return unsettled() if isinstance(reply, LostError) else reply

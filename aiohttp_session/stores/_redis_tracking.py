@@ -48,11 +48,11 @@ class Tracking:
         self._is_confirmed = False
         self._is_possible = True
 
-    def connect(self, owner: Owner, connection: Any, client: Any) -> PipelinedConnection:
+    def connect(self, owner: Owner, connection: Any) -> PipelinedConnection:
         """Make a pipelined connection, one with tracking if that is possible."""
         if self._is_possible:
-            return TrackedConnection(owner, connection, client, self, self._records())
-        return PipelinedConnection(owner, connection, client)
+            return TrackedConnection(owner, connection, self, self._records())
+        return PipelinedConnection(owner, connection)
 
     def note(self, entry: Entry[Operation, Any]) -> None:
         """Note an operation that is done by another way than a tracked connection, or was.
@@ -99,11 +99,10 @@ class TrackedConnection(PipelinedConnection, Link):
         self,
         owner: Owner,
         connection: Any,
-        client: Any,
         tracking: Tracking,
         records: KeptRecords,
     ) -> None:
-        super().__init__(owner, connection, client)
+        super().__init__(owner, connection)
         self._tracking = tracking
         self._records = records
         # For each reply that is due: the token to keep it by; or of a command of our own, what is

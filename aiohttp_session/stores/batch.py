@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeAlias, TypeVar
 
+from aiohttp_session.time_limit import timed_out
+
 _Operation = TypeVar("_Operation")
 _Result = TypeVar("_Result")
 
@@ -143,7 +145,7 @@ class Batch(Generic[_Operation, _Result]):
                 break
             queue.popleft()
             if since <= too_old:
-                _fail(future, self._timeout_error())
+                fail(future, timed_out(self._timeout))
             elif not (droppable and future.done()):
                 chunk.append(entry)
         return chunk
@@ -156,7 +158,7 @@ class Batch(Generic[_Operation, _Result]):
             for entry, result in zip(chunk, results, strict=True):
                 future = entry[1]
                 if isinstance(result, BaseException):
-                    _fail(future, result)
+                    fail(future, result)
                 elif not future.done():
                     future.set_result(result)
         except asyncio.CancelledError:
@@ -166,10 +168,7 @@ class Batch(Generic[_Operation, _Result]):
                 raise
         except Exception as error:  # noqa: BLE001 - it goes to the waiters
             for _, future, *_ in chunk:
-                _fail(future, error)
-
-    def _timeout_error(self) -> TimeoutError:
-        return TimeoutError(f"The session store did not answer within {self._timeout:g} seconds")
+                fail(future, error)
 
     def _set_deadline(
         self, task: asyncio.Task[None], deadline: float, loop: asyncio.AbstractEventLoop
@@ -199,7 +198,7 @@ class Batch(Generic[_Operation, _Result]):
                 task.cancel()
                 self._deadlines[task] = now + self._timeout / 4
                 for _, future, *_ in self._chunks.get(task, ()):
-                    _fail(future, self._timeout_error())
+                    fail(future, timed_out(self._timeout))
         due = [*self._deadlines.values()]
         if self.queue:  # no worker may be free to take them
             due.append(self._expire_queue(now - self._timeout) + self._timeout)
@@ -214,20 +213,22 @@ class Batch(Generic[_Operation, _Result]):
             if entry[4] > too_old:
                 waiting.append(entry)
             else:
-                _fail(entry[1], self._timeout_error())
+                fail(entry[1], timed_out(self._timeout))
         self.queue.clear()
         self.queue.extend(waiting)
         return min((entry[4] for entry in waiting), default=math.inf)
 
 
-def _fail(future: asyncio.Future[_Result], error: BaseException) -> None:
+def fail(future: asyncio.Future[_Result], error: BaseException) -> None:
+    """Give a future an exception, unless it is done."""
     if not future.done():
         # Each waiter that raises an exception adds its own traceback to it.
-        future.set_exception(_duplicate(error))
+        future.set_exception(duplicate(error))
         future.exception()  # or asyncio complains when nobody is left to see it
 
 
-def _duplicate(error: BaseException) -> BaseException:
+def duplicate(error: BaseException) -> BaseException:
+    """Copy an error: each caller that raises an exception adds a traceback of its own to it."""
     try:
         duplicate = copy.copy(error)
     except Exception:  # noqa: BLE001 - any constructor may be behind it

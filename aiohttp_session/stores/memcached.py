@@ -25,8 +25,8 @@ _Result: TypeAlias = Coroutine[Any, Any, _T]
 class MemcachedStore(Store):
     """Keep records in memcached.
 
-    An operation whose connection is lost, or stalls for half of the time limit, is settled on
-    another; a write that can't be has failed, and never undoes one that was acknowledged since.
+    A swap is a ``cas``. A read whose connection is lost, or stalls for half of the time limit, is
+    repeated on another connection; a write raises `UnsettledError`.
 
     :param client: says where the server is, and how many connections there may be. The
         connections are the store's own, and fewer.
@@ -63,10 +63,6 @@ class MemcachedStore(Store):
     def create(self, key: str, payload: bytes, ttl: int | None) -> _Result[None]:
         """Store a record under a key, whether or not there is one."""
         return self._server().create(key, payload, ttl)
-
-    def update(self, key: str, payload: bytes, ttl: int | None) -> _Result[bool]:
-        """Replace a record; return False, and do nothing, if there is none."""
-        return self._server().update(key, payload, ttl)
 
     def swap(
         self, key: str, expected: bytes | None, payload: bytes, ttl: int | None

@@ -21,7 +21,9 @@ class MemoryStore(Store):
     :param max_bytes: how many bytes their keys and payloads take at most.
     """
 
-    def __init__(self, *, max_records: int, max_bytes: int = 100_000_000) -> None:
+    reads_locally = True
+
+    def __init__(self, *, max_records: int = 100_000, max_bytes: int = 100_000_000) -> None:
         self._max_records = max_records
         self._max_bytes = max_bytes
         self._bytes = 0
@@ -56,19 +58,10 @@ class MemoryStore(Store):
     async def create(self, key: str, payload: bytes, ttl: int | None) -> None:
         """Store a record, at the cost of the least recently used ones if there are too many.
 
-        :raises ValueError: if it alone is more than `max_bytes`, as for `update` and `swap`.
+        :raises ValueError: if it alone is more than `max_bytes`, as for `swap`.
         """
         with self._lock:
             self._put(key, payload, ttl, self._records.get(key))
-
-    async def update(self, key: str, payload: bytes, ttl: int | None) -> bool:
-        """Replace a record; return False if there is none."""
-        with self._lock:
-            old = self._find(key)
-            if old is None:
-                return False
-            self._put(key, payload, ttl, old)
-            return True
 
     async def swap(self, key: str, expected: bytes | None, payload: bytes, ttl: int | None) -> bool:
         """Replace a record if it still is the expected one."""

@@ -9,6 +9,7 @@ from weakref import WeakSet
 from . import Store
 from .kept_records import KeptRecords
 from .per_loop import PerLoop
+from .shared_reads import SharedReads
 
 _BYTES = 4096  # a record, on average, at the most
 
@@ -53,10 +54,13 @@ class NearCache(Store):
     :raises ValueError: if max_records is not positive, or the tracker can't track.
     """
 
+    reads_locally = True
+
     def __init__(self, store: Store, tracker: Tracker, *, max_records: int) -> None:
         if max_records < 1:
             raise ValueError(f"near_cache must be 0 or a number of records, not {max_records!r}")
         self.store = store
+        self._reads = SharedReads(lambda: self.store)
         self._max_records = max_records
         self._all: WeakSet[KeptRecords] = WeakSet()
         self._records: PerLoop[KeptRecords] = PerLoop(self._make_records)
@@ -70,7 +74,7 @@ class NearCache(Store):
     async def read(self, key: str) -> bytes | None:
         """Return the record under a key: the one that is kept, or that of the store."""
         payload = self._records.get().get(key)
-        return payload if payload is not None else await self.store.read(key)
+        return payload if payload is not None else await self._reads.read(key)
 
     async def read_latest(self, key: str) -> bytes | None:
         """Return the record under a key as the store has it now."""
@@ -81,10 +85,6 @@ class NearCache(Store):
     def create(self, key: str, payload: bytes, ttl: int | None) -> Coroutine[Any, Any, None]:
         """Store a record under a key, whether or not there is one."""
         return self.store.create(key, payload, ttl)
-
-    def update(self, key: str, payload: bytes, ttl: int | None) -> Coroutine[Any, Any, bool]:
-        """Replace a record; return False if there is none."""
-        return self.store.update(key, payload, ttl)
 
     def swap(
         self, key: str, expected: bytes | None, payload: bytes, ttl: int | None

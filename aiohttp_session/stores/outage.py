@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping
 from typing import Any, TypeVar
 from weakref import WeakSet, ref
 
@@ -46,6 +46,7 @@ class CircuitBreaker(Store):
         self.store = store
         self.timeout: float | None = store.timeout
         self.server_of: Callable[[str], Hashable] | None = store.server_of
+        self.reads_locally = store.reads_locally
         self._all: WeakSet[_Circuit] = WeakSet()
         self._here = _Here(self._all)
 
@@ -58,7 +59,7 @@ class CircuitBreaker(Store):
         """Return what the store behind it says of itself."""
         return self.store.describe()
 
-    # Reads and updates are the most. They do as _run does, which takes 0.1 µs and 0.35 µs more.
+    # Reads and swaps are the most frequent: _run takes 0.1 µs and 0.35 µs more.
 
     async def read(self, key: str) -> bytes | None:
         """Return the record under a key."""
@@ -76,29 +77,29 @@ class CircuitBreaker(Store):
             circuit.close()
         return record
 
-    async def update(self, key: str, payload: bytes, ttl: int | None) -> bool:
-        """Replace a record; return False if there is none."""
+    async def swap(self, key: str, expected: bytes | None, payload: bytes, ttl: int | None) -> bool:
+        """Replace a record if it is exactly the expected one; return whether it was."""
         circuit = self._here.circuit if self.server_of is None else self._circuit_of(key)
         if circuit.is_open:
             self._refuse(circuit, key)
         answers = circuit.answers
         try:
-            stored = await self.store.update(key, payload, ttl)
+            is_swapped = await self.store.swap(key, expected, payload, ttl)
         except (Exception, asyncio.CancelledError) as error:
             self._note(circuit, key, error, answers)
             raise
         circuit.answers += 1
         if circuit.is_open:
             circuit.close()
-        return stored
+        return is_swapped
+
+    async def read_latest(self, key: str) -> bytes | None:
+        """Return the record under a key as it is now."""
+        return await self._run(self.store.read_latest, key)
 
     def create(self, key: str, *arguments: Any) -> Coroutine[Any, Any, None]:
         """Store a record under a key."""
         return self._run(self.store.create, key, *arguments)
-
-    def swap(self, key: str, *arguments: Any) -> Coroutine[Any, Any, bool]:
-        """Replace a record if it still is the expected one."""
-        return self._run(self.store.swap, key, *arguments)
 
     def delete(self, key: str) -> Coroutine[Any, Any, None]:
         """Delete a record."""
@@ -111,9 +112,7 @@ class CircuitBreaker(Store):
                 probe.cancel()
         await self.store.finish()
 
-    async def _run(
-        self, operation: Callable[..., Coroutine[Any, Any, _T]], key: str, *arguments: Any
-    ) -> _T:
+    async def _run(self, operation: Callable[..., Awaitable[_T]], key: str, *arguments: Any) -> _T:
         circuit = self._here.circuit if self.server_of is None else self._circuit_of(key)
         if circuit.is_open:
             self._refuse(circuit, key)

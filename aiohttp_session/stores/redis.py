@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Awaitable, Callable, Coroutine, Hashable
+import enum
+import hashlib
+from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any
+from weakref import WeakKeyDictionary
 
-from aiohttp_session._core import write_command, write_get, write_set
+from aiohttp_session._core import write_command, write_get, write_set, write_swap
 
 from . import Store, UnsettledError
 from ._redis_client import (
@@ -17,35 +20,62 @@ from ._redis_client import (
     is_client,
     log_once,
     tell,
+    warn_once,
     why_not_plain,
     why_not_shared,
 )
 from ._redis_cluster import Cluster
 from ._redis_pipeline import READ, WRITE, Operation
+from ._redis_resp import is_reply
 from ._redis_server import Server
 from ._redis_tracking import Tracking
 from ._redis_transaction import swap_by_transaction
 from .kept_records import KeptRecords
 from .per_loop import PerLoop
 
-_T = TypeVar("_T")
-_XX = b"XX"  # only if there is one
 _NX = b"NX"  # only if there is none
-_SWAP = """\
+_XX = b"XX"  # only if there is one
+_SCRIPT = b"""\
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-if ARGV[3] == '' then redis.call('SET', KEYS[1], ARGV[2])
-else redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3]) end
+if ARGV[3] then redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
+else redis.call('SET', KEYS[1], ARGV[2]) end
 return 1
 """
+_DIGEST = hashlib.sha1(_SCRIPT, usedforsecurity=False).hexdigest().encode()
+
+
+_REPEATS = 3  # of a deletion whose connection is lost each time
+
+
+class _Way(enum.IntEnum):
+    """The ways to swap a record, the best first; a server that refuses one is asked the next."""
+
+    IFEQ = 0  # SET … IFEQ: Valkey 8.1, Redis 8.4
+    SCRIPT = 1  # EVALSHA
+    TRANSACTION = 2  # WATCH, MULTI
+    PLAIN = 3  # GET, SET
+
+
+@dataclass
+class _Server:
+    """What is known of the server of a client, for all storages of the client."""
+
+    way: _Way = _Way.IFEQ
+
+
+_servers: WeakKeyDictionary[Any, _Server] = WeakKeyDictionary()
 
 
 class RedisStore(Store):
     """Keep records in Redis.
 
-    Each operation is done once, or is known to have failed. A write whose connection was lost is
-    never done late (see `Fence`), and what became of it is found out where the record tells: it
-    is what was to be written, or for `swap` still what was expected. Otherwise it fails with
-    `UnsettledError`; where the server can't be told to forget it, with ConnectionError.
+    A swap is ``SET … IFEQ`` where the server supports it (Valkey 8.1, Redis 8.4), else a script
+    (``EVALSHA``), else a transaction (``WATCH``, ``MULTI``). If the server's user may run none of
+    these, the store reads the record and then uses ``SET``. A write of another client between the
+    two commands is lost then, and so is a write that is undone by a late ``SET``: the store logs
+    one warning.
+
+    A write whose connection was lost raises `UnsettledError`.
 
     :param client: one of redis-py's or valkey-py's asyncio clients.
     :param timeout: seconds after which an operation fails with TimeoutError.
@@ -64,7 +94,7 @@ class RedisStore(Store):
         self.timeout = timeout
         self._client = client
         self._is_first = True
-        self._scripts = True  # the server takes them, as far as is known
+        self._server = _servers.setdefault(client, _Server())
         self._tracking: Tracking | None = None
         self._servers: PerLoop[Any] = PerLoop(self._connect)
         if hasattr(client, "get_node_from_key"):
@@ -77,93 +107,137 @@ class RedisStore(Store):
         return record
 
     async def create(self, key: str, payload: bytes, ttl: int | None) -> None:
-        """Store a record under a key, whether or not there is one."""
+        """Store a record under a new key."""
         await self._set(key, payload, ttl, b"")
 
-    def update(self, key: str, payload: bytes, ttl: int | None) -> Coroutine[Any, Any, bool]:
-        """Replace a record; return False, and do nothing, if there is none."""
-        return self._set(key, payload, ttl, _XX)
+    async def swap(self, key: str, expected: bytes | None, payload: bytes, ttl: int | None) -> bool:
+        """Replace a record if it is exactly the expected one; return whether it was."""
+        if expected is None:
+            return bool(await self._set(key, payload, ttl, _NX))
+        way = self._server.way
+        if way > _Way.SCRIPT:
+            return await self._swap_slowly(way, key, expected, payload, ttl, None)
+        digest = _DIGEST if way is _Way.SCRIPT else b""
+        operation: Operation = (
+            key,
+            write_swap(key, expected, payload, ttl, digest),
+            (_swap, expected, payload, ttl, digest),
+            WRITE,
+        )
+        since = monotonic()
+        try:
+            future = self._servers.get().submit(operation, len(expected) + len(payload))
+            return bool(await future)
+        except Exception as error:
+            if not is_reply(error):
+                raise
+            return await self._swap_otherwise(error, way, since, key, expected, payload, ttl)
 
-    async def _set(self, key: str, payload: bytes, ttl: int | None, condition: bytes) -> bool:
+    def _set(
+        self, key: str, payload: bytes, ttl: int | None, condition: bytes
+    ) -> asyncio.Future[Any]:
         operation: Operation = (
             key,
             write_set(key, payload, ttl, condition),
             (_set, payload, ttl, condition),
             WRITE,
         )
-        began = monotonic()  # the time of the loop, which takes 0.1 µs more, only if it is needed
-        try:
-            return bool(await self._servers.get().submit(operation, len(payload)))
-        except UnsettledError as unsettled:
-            since = asyncio.get_running_loop().time() - (monotonic() - began)
-            if await self._was_set(key, payload, ttl, since, unsettled):
-                return True
-            raise
+        future: asyncio.Future[Any] = self._servers.get().submit(operation, len(payload))
+        return future
 
-    async def _was_set(
-        self, key: str, payload: bytes, ttl: int | None, since: float, unsettled: UnsettledError
-    ) -> bool:
-        # If the record is this one, it was. An update may differ by its TTL only, which is set once
-        # more.
-        try:
-            return await _repeat(lambda: self._swap(key, payload, payload, ttl, since))
-        except Exception as error:
-            raise unsettled from error
-
-    async def swap(self, key: str, expected: bytes | None, payload: bytes, ttl: int | None) -> bool:
-        """Replace a record if it still is the expected one; return whether it was, atomically."""
-        if expected is None:
-            return await self._set(key, payload, ttl, _NX)
-        since = asyncio.get_running_loop().time()
-        try:
-            return await self._swap(key, expected, payload, ttl, since, is_first=True)
-        except UnsettledError:
-            if await _repeat(lambda: self._swap(key, expected, payload, ttl, since)):
-                return True
-            operation: Operation = (key, write_get(key), (_get,), READ)
-            if await self._servers.get().resubmit(operation, since) == payload:
-                return True
-            raise
-
-    async def _swap(
+    async def _swap_otherwise(
         self,
+        error: Exception,
+        way: _Way,
+        began: float,
         key: str,
         expected: bytes,
         payload: bytes,
         ttl: int | None,
-        since: float,
-        *,
-        is_first: bool = False,
     ) -> bool:
-        server = self._servers.get()
-        if self._scripts:
-            arguments = (key.encode(), expected, payload, b"" if ttl is None else b"%d" % ttl)
-            operation: Operation = (
-                key,
-                write_command(b"EVAL", _SWAP.encode(), b"1", *arguments),
-                (_swap, *arguments),
-                WRITE,
-            )
-            size = len(expected) + len(payload)
+        """Swap a record in another way, after the server has refused one.
+
+        :param began: when the swap began, by `time.monotonic`.
+        """
+        since = asyncio.get_running_loop().time() - (monotonic() - began)
+        if way is _Way.IFEQ and "syntax error" in str(error):
+            if self._choose(_Way.SCRIPT) is _Way.SCRIPT:
+                try:
+                    return await self._run_script(_DIGEST, since, key, expected, payload, ttl)
+                except Exception as refusal:  # noqa: BLE001 - it is judged below
+                    error = refusal
+            else:  # as another storage has found out meanwhile
+                return await self._swap_slowly(self._server.way, key, expected, payload, ttl, since)
+        if type(error).__name__ == "NoScriptError":
+            try:  # EVAL loads the script as well
+                return await self._run_script(_SCRIPT, since, key, expected, payload, ttl)
+            except Exception as refusal:  # noqa: BLE001 - it is judged below
+                error = refusal
+        if not is_refused(error):
+            raise error
+        log_once(
+            "Redis refuses EVALSHA: a record is compared and replaced by a transaction (WATCH, "
+            "MULTI), which takes three round trips"
+        )
+        way = self._choose(_Way.TRANSACTION)
+        return await self._swap_slowly(way, key, expected, payload, ttl, since)
+
+    async def _swap_slowly(
+        self,
+        way: _Way,
+        key: str,
+        expected: bytes,
+        payload: bytes,
+        ttl: int | None,
+        since: float | None,
+    ) -> bool:
+        """Swap a record by a transaction, or by reading and setting it.
+
+        :param since: when the swap began (loop time); None for now.
+        """
+        servers = self._servers.get()
+        if since is None:
+            since = asyncio.get_running_loop().time()
+        if way is _Way.TRANSACTION:
+            operation: Operation = (key, b"", (swap_by_transaction, expected, payload, ttl), WRITE)
             try:
-                if is_first:
-                    return bool(await server.submit(operation, size))
-                return bool(await server.resubmit(operation, since, size))
+                return bool(await servers.submit_transaction(operation, since))
             except Exception as error:
-                if not _is_refused(error) or why_not_plain(self._client) is not None:
+                if not (isinstance(error, NotImplementedError) or is_refused(error)):
                     raise
-                self._scripts = False
-                log_once(
-                    "Redis refuses EVAL: a record is compared and replaced by a transaction "
-                    "(WATCH, MULTI), which takes three round trips"
-                )
-        operation = (
+            self._choose(_Way.PLAIN)
+            warn_once(
+                "Redis refuses SET IFEQ, EVALSHA and WATCH: a record is read and then replaced by "
+                "SET. Of two requests that change a session at the same time, one may undo the "
+                "other, and so may a write that the network delivers late"
+            )
+        reading: Operation = (key, write_get(key), (_get,), READ)
+        if await servers.resubmit(reading, since) != expected:
+            return False
+        operation = (key, write_set(key, payload, ttl, _XX), (_set, payload, ttl, _XX), WRITE)
+        return bool(await servers.resubmit(operation, since, len(payload)))
+
+    async def _run_script(
+        self,
+        script: bytes,
+        since: float,
+        key: str,
+        expected: bytes,
+        payload: bytes,
+        ttl: int | None,
+    ) -> bool:
+        operation: Operation = (
             key,
-            b"",
-            (swap_by_transaction, expected, payload, ttl),
+            write_swap(key, expected, payload, ttl, script),
+            (_swap, expected, payload, ttl, script),
             WRITE,
         )
-        return bool(await server.submit_transaction(operation, since))
+        size = len(expected) + len(payload)
+        return bool(await self._servers.get().resubmit(operation, since, size))
+
+    def _choose(self, way: _Way) -> _Way:
+        self._server.way = way = max(way, self._server.way)
+        return way
 
     async def delete(self, key: str) -> None:
         """Delete a record, if there is one."""
@@ -171,10 +245,14 @@ class RedisStore(Store):
         server = self._servers.get()
         future = server.submit(operation)
         since = future.get_loop().time()
-        try:
-            await future
-        except UnsettledError:
-            await _repeat(lambda: server.resubmit(operation, since))
+        for _ in range(_REPEATS):  # a deletion may be repeated: the key is never used again
+            try:
+                await future
+            except UnsettledError:
+                future = server.resubmit(operation, since)
+            else:
+                return
+        await future
 
     def describe(self) -> dict[str, str | int]:
         """Say what the store is, and where, unless there are several servers."""
@@ -217,14 +295,6 @@ class RedisStore(Store):
         return _connect_one(self._client, self.timeout, is_first=is_first, tracking=self._tracking)
 
 
-async def _repeat(send: Callable[[], Awaitable[_T]]) -> _T:
-    """Do an operation that may be repeated if it is unsettled, since its connection may be too."""
-    for _ in range(2):
-        with contextlib.suppress(UnsettledError):
-            return await send()
-    return await send()
-
-
 def _connect_one(
     client: Any, timeout: float, *, is_first: bool, tracking: Tracking | None = None
 ) -> Server:
@@ -243,8 +313,15 @@ def _connect_one(
     return Server(client, connections, timeout, tracking=tracking)
 
 
-def _is_refused(error: Exception) -> bool:
-    return type(error).__name__ == "NoPermissionError" or "unknown command" in str(error)
+def is_refused(error: Exception) -> bool:
+    """Tell whether a server does not let its user run a command, or does not know the command.
+
+    That the user may not use a key is another error.
+    """
+    text = str(error)
+    if type(error).__name__ == "NoPermissionError":
+        return "to run" in text
+    return "unknown command" in text or "can't run this command" in text
 
 
 def _get(client: Any, key: str) -> Awaitable[Any]:
@@ -259,8 +336,17 @@ def _set(
     )
 
 
-def _swap(client: Any, _: str, *arguments: bytes) -> Awaitable[Any]:
-    return client.eval(_SWAP, 1, *arguments)  # type: ignore[no-any-return]
+def _swap(
+    client: Any, key: str, expected: bytes, payload: bytes, ttl: int | None, script: bytes
+) -> Awaitable[Any]:
+    expiry = () if ttl is None else (ttl,)
+    if script == _DIGEST:
+        return client.evalsha(script.decode(), 1, key, expected, payload, *expiry)  # type: ignore[no-any-return]
+    if script:
+        return client.eval(script, 1, key, expected, payload, *expiry)  # type: ignore[no-any-return]
+    options = ("EX", *expiry) if expiry else ()
+    command = ("SET", key, payload, *options, "IFEQ", expected)
+    return client.execute_command(*command)  # type: ignore[no-any-return]
 
 
 def _delete(client: Any, key: str) -> Awaitable[Any]:

@@ -17,8 +17,8 @@ from . import Store
 _T = TypeVar("_T")
 # What the operations are on the wire. Others have the store's own names.
 _COMMANDS: Mapping[str, Mapping[str, str]] = {
-    "redis": {"read": "GET", "create": "SET", "update": "SET", "swap": "EVAL", "delete": "DEL"},
-    "memcached": {"read": "get", "create": "set", "update": "cas", "swap": "cas"},
+    "redis": {"read": "GET", "create": "SET", "swap": "EVALSHA", "delete": "DEL"},
+    "memcached": {"read": "get", "create": "set", "swap": "cas"},
 }
 
 
@@ -47,6 +47,11 @@ class TelemetryStore(Store):
         """Seconds after which an operation fails."""
         return self.store.timeout
 
+    @property
+    def reads_locally(self) -> bool:  # type: ignore[override]
+        """Whether reads may be answered in this process."""
+        return self.store.reads_locally
+
     def describe(self) -> Mapping[str, str | int]:
         """Return what the store behind it says of itself."""
         return self._attributes
@@ -55,13 +60,13 @@ class TelemetryStore(Store):
         """Return the record under a key, or None if there is none."""
         return await self._report("read", self.store.read(key))
 
-    async def create(self, key: str, payload: bytes, ttl: int | None) -> None:
-        """Store a record under a key, whether or not there is one."""
-        await self._report("create", self.store.create(key, payload, ttl))
+    async def read_latest(self, key: str) -> bytes | None:
+        """Return the record under a key as it is now."""
+        return await self._report("read", self.store.read_latest(key))
 
-    async def update(self, key: str, payload: bytes, ttl: int | None) -> bool:
-        """Replace a record; return False, and do nothing, if there is none."""
-        return await self._report("update", self.store.update(key, payload, ttl))
+    async def create(self, key: str, payload: bytes, ttl: int | None) -> None:
+        """Store a record under a new key."""
+        await self._report("create", self.store.create(key, payload, ttl))
 
     async def swap(self, key: str, expected: bytes | None, payload: bytes, ttl: int | None) -> bool:
         """Replace a record if it still is the expected one; return whether it was."""

@@ -55,6 +55,17 @@ def find(objects: Any, loop: Any) -> None:
     asyncio._set_running_loop(None)
 
 
+def in_all_ways(write_swap: Callable[..., bytes]) -> Callable[..., None]:
+    """Return a function that writes a swap in each way, with each kind of TTL."""
+
+    def write(key: str, expected: Any, payload: bytes) -> None:
+        for script in (b"", b"0123456789" * 4, b"return 1"):
+            for ttl in (None, 60, 2**40):
+                write_swap(key, expected, payload, ttl, script)
+
+    return write
+
+
 def cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
     """Return what can be watched: functions, and the arguments that they are called with."""
     from cryptography.hazmat.primitives.ciphers import Cipher
@@ -180,6 +191,10 @@ def cases() -> dict[str, tuple[Callable[..., Any], list[tuple[Any, ...]]]]:
         "PerLoop": (find, [(objects, Loop()) for _ in range(2)]),
         "write_get": (_replies_c.write_get, [("key",), ("ké",)]),
         "write_set": (write_set, [("key", b"record"), ("ké", b"a record")]),
+        "write_swap": (
+            in_all_ways(_replies_c.write_swap),
+            [("key", b"expected", b"record"), ("ké", b"", b"a record"), ("key", "no bytes", b"")],
+        ),
         "write_command": (_replies_c.write_command, [(b"GET", b"key"), (b"GET", "key"), ()]),
         "KeptRecords": (keep, [("a", b"x"), ("b", b""), ("a", bytes(99))]),
         "join_token": (
