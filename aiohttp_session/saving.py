@@ -106,7 +106,7 @@ class Change:
 
     __slots__ = ("after", "before")
 
-    is_final = False
+    is_final: bool = False
     """Whether nothing ever replaces what the change writes, as with a mark. So if another record is
     found later, the change was not applied."""
 
@@ -141,7 +141,7 @@ class Edit(Change):
 
     def __init__(self, make: Make, *, is_final: bool = False) -> None:
         self._edit = make
-        self.is_final = is_final
+        self.is_final: bool = is_final
 
     def _make(self, record: bytes | None) -> Replacement | None:
         return self._edit(record)

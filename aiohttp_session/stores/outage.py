@@ -46,7 +46,7 @@ class CircuitBreaker(Store):
         self.store = store
         self.timeout: float | None = store.timeout
         self.server_of: Callable[[str], Hashable] | None = store.server_of
-        self.reads_locally = store.reads_locally
+        self.reads_locally: bool = store.reads_locally
         self._all: WeakSet[_Circuit] = WeakSet()
         self._here = _Here(self._all)
 

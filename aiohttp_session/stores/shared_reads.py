@@ -22,7 +22,7 @@ class Begun(dict[str, Waiting]):
     """The reads that were begun in this tick of an event loop, by key."""
 
     def __init__(self) -> None:
-        self.futures = FutureGroup(asyncio.get_running_loop())
+        self.futures: FutureGroup = FutureGroup(asyncio.get_running_loop())
 
 
 class SharedReads:
