@@ -230,7 +230,8 @@ class Owners:
             self._visited.clear()
         self._visited[visit] = now
         visits = self._visits.get()
-        task = asyncio.ensure_future(self._visit(session, identity, latest=latest))
+        owner: str = session.owner  # type: ignore[assignment]
+        task = asyncio.ensure_future(self._visit(session, owner, identity, latest=latest))
         visits[identity] = task
         task.add_done_callback(
             lambda task: visits.pop(identity) if visits.get(identity) is task else None
@@ -246,8 +247,7 @@ class Owners:
         if visits := [*self._visits.get().values()]:
             await asyncio.wait(visits)
 
-    async def _visit(self, session: Session, identity: str, *, latest: bool) -> None:
-        owner: str = session.owner  # type: ignore[assignment]
+    async def _visit(self, session: Session, owner: str, identity: str, *, latest: bool) -> None:
         store = self._store()
         try:
             record = await (store.read_latest if latest else store.read)(self._keys.of_owner(owner))
@@ -284,6 +284,7 @@ class Owners:
     async def _end(
         self, owner: str, choose: Callable[[Entries], set[str]], kept: str | None
     ) -> int:
+        alive: set[str] = set()
         ended: set[str] = set()
         done: set[str] = set()
         stays: set[str] = set()
@@ -307,8 +308,9 @@ class Owners:
                 name for name in chosen if found.sessions[name] is None and _may_come(entries[name])
             }
             was_alive = await self._end_names(owner, entries, chosen, found, spared)
+            alive |= was_alive
             # A session that was moving was alive under two ids.
-            ended |= {name for name in was_alive if entries[name].replaces not in was_alive}
+            ended |= {name for name in was_alive if entries[name].replaces not in alive}
             done |= due
             record = (await self._change(owner, edit)).before
             if is_complete:

@@ -218,8 +218,12 @@ class ServerStorage(LifecycleStorage):
         self, request: web.Request, response: web.StreamResponse, session: Session
     ) -> None:
         """Store the session and set its cookie; delete both if the session is empty."""
-        if session.new and session.empty and not self._has_cookie(request, response):
-            return
+        if session.new and session.empty:
+            if not self._has_cookie(request, response):
+                return
+            if session._renew and session._record is None and session._replaces is None:
+                # A logout with a former id, whose load found a mark, ends the session as well.
+                session._replaces = self.load_cookie(request)
         if await self._store(session):
             identity = "" if session.empty else str(session.identity)
             self.save_cookie(response, identity, max_age=self._time_left(session))
@@ -507,8 +511,7 @@ class ServerStorage(LifecycleStorage):
                 return False
             is_over = session._record is None or not record
             former = None if listed is None else listed[0]
-            is_left = is_over or former != session._owner
-            if is_left and former is not None and identity is not None:
+            if is_over and former is not None and identity is not None:
                 await self._owners.leave(former, identity, is_over=True)
             if session._owner is not None and session._owner != former:
                 await self._owners.make_room(session._owner)

@@ -1,336 +1,142 @@
-"""Sessions on a network that holds, loses and delivers late: a stateful property test.
+"""Sessions on a network that may hold each byte and deliver it late: a model-based test.
 
-A user has a session; a process behind that network and one whose network is well take the user's
-requests. Whatever hypothesis finds to do, what was acknowledged is there; it is never undone by
-what is older, however late that comes; what has ended stays ended; and each request ends.
-
-A write that has failed may be applied later, but only if no other write was applied since.
+Three processes serve the browsers of a user and of a visitor. The first process reaches the store
+directly, each of the others by a network of its own. Hypothesis chooses the requests, and what the
+networks hold, when they deliver it, and when a client is told that a connection is gone. At the end
+everything is delivered. What the clients know is then checked against the `invariants`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Iterator
+from typing import Any
 
-import aiomcache
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import make_mocked_request
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from redis.asyncio import Redis, RedisCluster
-from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel, SentinelManagedConnection
-from redis.backoff import NoBackoff
 
-from aiohttp_session import Session
-from aiohttp_session.memcached_storage import MemcachedStorage
-from aiohttp_session.redis_storage import RedisStorage
+from aiohttp_session import saving
+from aiohttp_session.stores.redis import RedisStore
 from benchmarks import servers
-from benchmarks.servers import HOST, Server
-from tests.held_proxy import HeldProxy
-from tests.waiting import PATIENCE, until
-
-pytestmark = pytest.mark.once  # the store has no twin
-OPTIONS: dict[str, Any] = {"socket_timeout": None, "retry": Retry(NoBackoff(), 0)}
-
-Content: TypeAlias = frozenset[tuple[str, int]]
-Mode: TypeAlias = Literal["overwrite", "merge"]
-_Test: TypeAlias = Callable[..., None]
-_UNKNOWN: Content = frozenset({("unknown", 0)})
-
-STEPS = st.lists(
-    st.sampled_from(["hold", "lose", "release"])
-    | st.just("abandon")
-    | st.tuples(st.sampled_from(["read", "load", "save", "save stale", "log out"]), st.booleans()),
-    min_size=4,
-    max_size=14,
+from benchmarks.servers import Server
+from tests.history import Mode
+from tests.invariants import check
+from tests.late_model import (
+    BROWSERS,
+    Ask,
+    Cancel,
+    Cut,
+    Delay,
+    Deliver,
+    GoOn,
+    Run,
+    Stall,
+    Step,
+)
+from tests.late_network import (
+    PROCESSES,
+    RESTRICTED,
+    Hold,
+    Open,
+    Time,
+    clustered,
+    guarded,
+    memcached,
+    processes,
+    restricted,
+    single,
 )
 
+pytestmark = pytest.mark.once  # the store has no twin
 
-class Network:
-    """The proxies of all servers."""
+_Test = Callable[..., None]
+_Steps = st.SearchStrategy[tuple[Step, ...]]
 
-    def __init__(self, proxies: list[HeldProxy]) -> None:
-        self._proxies = proxies
-        self._held = 0
-        self.failure = ""
-        """What happens to the next write: "hold" the network keeps it, "lose" its reply is lost."""
-
-    def fail(self) -> None:
-        """Do to what is sent next what was asked for."""
-        failure, self.failure = self.failure, ""
-        self._held = sum(proxy.held for proxy in self._proxies)
-        for proxy in self._proxies:
-            if failure == "hold":
-                proxy.hold_requests()
-            elif failure == "lose":
-                proxy.replies_to_lose = 1
-
-    def heal(self) -> None:
-        """Do no more of that."""
-        self.failure = ""
-        for proxy in self._proxies:
-            proxy.replies_to_lose = 0
-
-    async def holds(self) -> None:
-        """Wait until something is held, since it was last asked to fail."""
-        await until(lambda: sum(proxy.held for proxy in self._proxies) > self._held)
-
-    def release(self) -> None:
-        """Deliver what is held, though its connections are lost to the client."""
-        for proxy in self._proxies:
-            proxy.cut_held()
-            proxy.release()
-
-    async def end(self, task: asyncio.Future[Any]) -> None:
-        """Wait for a task; what is held is not waited for for ever, but cut."""
-        while not task.done():
-            for proxy in self._proxies:
-                proxy.cut_held()
-            await asyncio.wait({task}, timeout=0.001)
+FAR = st.integers(1, PROCESSES - 1)  # the processes that have a network of their own
+BROWSER = st.sampled_from([0, 0, 0, 0, *range(len(BROWSERS))])
 
 
-class Process:
-    """A process that takes the user's requests."""
-
-    def __init__(self, client: Any, mode: Mode) -> None:
-        kind = MemcachedStorage if isinstance(client, aiomcache.Client) else RedisStorage
-        self.storage = kind(client, timeout=PATIENCE, on_conflict=mode, circuit_breaker=False)
-        self.loaded: Session | None = None  # by a request that goes on
-
-    async def load(self, identity: str) -> Session:
-        return await self.storage.load_session(request_of(identity))
-
-    async def save(self, identity: str, session: Session) -> str | None:
-        """Save a session; return what the cookie is set to, None if it isn't."""
-        response = web.Response()
-        await self.storage.save_session(request_of(identity), response, session)
-        cookie = response.cookies.get("AIOHTTP_SESSION")
-        return None if cookie is None else cookie.value
+def weighted(*strategies: tuple[int, st.SearchStrategy[Any]]) -> st.SearchStrategy[Any]:
+    """Choose among strategies; a union would flatten its members, and so distort their weights."""
+    every = [strategy for weight, strategy in strategies for _ in range(weight)]
+    return st.sampled_from(every).flatmap(lambda strategy: strategy)
 
 
-def request_of(identity: str) -> web.Request:
-    return make_mocked_request("GET", "/", headers={"Cookie": f"AIOHTTP_SESSION={identity}"})
+HOLD = st.builds(
+    lambda after, size, what, on_new: Hold(after, size, what[0], what[1], on_new),
+    st.sampled_from([0, 0, 1, 1, 2, 3, 4, 6, 8]),
+    st.sampled_from([0, 0, 0, 1, 20]),
+    st.sampled_from([(True, True), (True, False), (False, True)]),
+    st.booleans(),
+)
+GO_ON = st.builds(GoOn, st.integers(0, 2))
+STALL_OR_CUT = st.builds(Stall) | st.builds(Cut, FAR) | st.builds(Cancel)
+DELIVER = st.builds(Deliver, FAR, st.none() | st.integers(0, 2))
 
 
-def content_of(session: Session) -> Content | None:
-    return None if session.new else frozenset(session.items())
+def ask(*kinds: str) -> _Steps:
+    """A request, which may meet a fault, and what may happen to it next."""
 
-
-def changed(content: Content, key: str, number: int) -> Content:
-    return frozenset({**dict(content), key: number}.items())
-
-
-class User:
-    """A user's session: what it may hold, by what was acknowledged and seen."""
-
-    def __init__(self, near: Process, far: Process, network: Network, mode: Mode) -> None:
-        self._near = near
-        self._far = far
-        self._network = network
-        self._mode = mode
-        self._identity = ""
-        self._ended: list[str] = []  # identities
-        self._was: Content | None = None  # when it was looked at, or written, last; None: it ended
-        self._may_be: set[Content | None] = set()
-
-    async def log_in(self) -> None:
-        session = await self._near.storage.new_session()
-        session["n"] = 0
-        self._identity = str(await self._near.save("", session))
-        self._is({frozenset({("n", 0)})})
-
-    def _is(self, contents: set[Content | None]) -> None:
-        """Take down what the session is after an acknowledged write: one of these."""
-        self._may_be = contents
-        self._was = next(iter(contents)) if len(contents) == 1 else _UNKNOWN
-
-    async def do(self, what: str, process: Process, number: int) -> None:
-        """Have a request do something, and compare what is there then."""
-        task = asyncio.ensure_future(getattr(self, f"_{what.replace(' ', '_')}")(process, number))
-        await self._network.end(task)
-        await task
-        await self.look()
-
-    async def abandon(self, number: int) -> None:
-        """Have a request cancelled while the network keeps its write, and lost when it is old."""
-        await self._network.end(asyncio.ensure_future(self._load(self._far, number)))
-        older, self._far.loaded = self._far.loaded, None
-        newer = await self._near.load(self._identity)
-        if older is None:
-            return
-        older["n"], newer["n"] = -number, number
-        self._network.failure = "hold"
-        self._network.fail()
-        task = asyncio.ensure_future(self._far.save(self._identity, older))
-        await self._network.holds()
-        task.cancel()
-        await asyncio.wait({task})
-        await self._near.save(self._identity, newer)
-        read = asyncio.ensure_future(self._read(self._far, number))
-        self._is({content_of(newer)})
-        await self._network.end(read)
-        await read
-        await self._network.end(asyncio.ensure_future(self._far.storage.finish()))
-        await self.look()
-
-    async def look(self) -> None:
-        """See what there is."""
-        seen = content_of(await self._near.load(self._identity))
-        assert seen in self._may_be
-        if seen != self._was:  # what was not applied by now never will be
-            self._is({seen})
-        if seen is None:
-            self._ended.append(self._identity)
-            await self.log_in()
-
-    async def look_back(self) -> None:
-        """See that what has ended has."""
-        for identity in self._ended:
-            assert content_of(await self._near.load(identity)) is None
-
-    async def _read(self, process: Process, number: int) -> None:
-        with contextlib.suppress(ConnectionError):
-            assert content_of(await process.load(self._identity)) in self._may_be
-
-    async def _load(self, process: Process, number: int) -> None:
-        with contextlib.suppress(ConnectionError):
-            process.loaded = await process.load(self._identity)
-
-    async def _save(self, process: Process, number: int) -> None:
-        await self._load(process, number)
-        await self._save_stale(process, number)
-
-    async def _save_stale(self, process: Process, number: int) -> None:
-        session, process.loaded = process.loaded, None
-        if session is None:
-            return
-        base = content_of(session)
-        if session.identity != self._identity:
-            await self._save_over(process, session)
-            return
-        assert base is not None
-        key = f"k{number % 3}"
-        session[key] = number
-        found = {base} if self._mode == "overwrite" else {now or base for now in self._may_be}
-        after = {changed(content, key, number) for content in found}
-        self._network.fail()
-        try:
-            cookie = await process.save(self._identity, session)
-        except ConnectionError:
-            self._may_be |= after
-        else:
-            assert cookie in (None, self._identity)
-            self._is({*after})
-
-    async def _save_over(self, process: Process, session: Session) -> None:
-        """Save a session that has ended since it was loaded."""
-        identity = str(session.identity)
-        session["n"] = -1
-        self._network.fail()
-        with contextlib.suppress(ConnectionError):
-            assert await process.save(identity, session) is None
-        assert content_of(await self._near.load(identity)) is None
-
-    async def _log_out(self, process: Process, number: int) -> None:
-        try:
-            session = await process.load(self._identity)
-            session.invalidate()
-            self._network.fail()
-            await process.save(self._identity, session)
-        except ConnectionError:
-            self._may_be.add(None)
-        else:
-            self._is({None})
-
-
-@contextlib.asynccontextmanager
-async def single(server: Server) -> AsyncIterator[tuple[Any, Any, Network]]:
-    async with (
-        HeldProxy(server.port) as proxy,
-        Redis(host=HOST, port=server.port) as near,
-        Redis(host=HOST, port=proxy.port, **OPTIONS) as far,
-    ):
-        yield near, far, Network([proxy])
-
-
-@contextlib.asynccontextmanager
-async def memcached(server: Server) -> AsyncIterator[tuple[Any, Any, Network]]:
-    async with HeldProxy(server.port) as proxy:
-        proxy.keeps = lambda data: data.startswith((b"cas ", b"delete "))  # a write reads first
-        near, far = aiomcache.Client(HOST, server.port), aiomcache.Client(HOST, proxy.port)
-        yield near, far, Network([proxy])
-
-
-@contextlib.asynccontextmanager
-async def clustered(nodes: list[Server]) -> AsyncIterator[tuple[Any, Any, Network]]:
-    async with contextlib.AsyncExitStack() as stack:
-        proxies = {
-            node.port: await stack.enter_async_context(HeldProxy(node.port)) for node in nodes
-        }
-        near: Any = RedisCluster(host=HOST, port=nodes[0].port)
-        far: Any = RedisCluster(
-            host=HOST,
-            port=nodes[0].port,
-            address_remap=lambda address: (HOST, proxies[address[1]].port),
-            **OPTIONS,
+    def builds(
+        hold: st.SearchStrategy[Hold | None], *, is_slow: bool = False
+    ) -> st.SearchStrategy[Ask]:
+        return st.builds(
+            Ask,
+            st.integers(0, PROCESSES - 1),
+            st.sampled_from(kinds),
+            BROWSER,
+            st.just(is_slow),
+            st.sampled_from([False, False, False, True]),
+            hold,
         )
-        stack.push_async_callback(near.aclose)
-        stack.push_async_callback(far.aclose)
-        yield near, far, Network(list(proxies.values()))
+
+    well, slow, held = builds(st.none()), builds(st.none(), is_slow=True), builds(HOLD)
+    return weighted(
+        (3, st.tuples(well)),
+        (3, st.tuples(slow)),
+        (1, st.tuples(builds(HOLD, is_slow=True))),
+        (1, st.tuples(held)),
+        (2, st.tuples(held, STALL_OR_CUT)),
+        (1, st.tuples(held, STALL_OR_CUT, well, DELIVER)),
+    )
 
 
-@contextlib.asynccontextmanager
-async def guarded(group: tuple[Server, Server, Server]) -> AsyncIterator[tuple[Any, Any, Network]]:
-    primary, _, sentinel = group
-
-    async with HeldProxy(primary.port) as proxy:
-
-        class ByProxy(SentinelManagedConnection):
-            async def connect_to(self, address: tuple[str, int]) -> None:
-                await super().connect_to((HOST, proxy.port))  # type: ignore[no-untyped-call]
-
-        guard: Any = Sentinel([(HOST, sentinel.port)])  # type: ignore[no-untyped-call]
-        near: Any = guard.master_for("sessions")
-        far: Any = guard.master_for("sessions", connection_class=ByProxy, **OPTIONS)
-        yield near, far, Network([proxy])
-        for client in (near, far, *guard.sentinels):
-            await client.aclose()
-
-
-async def follow(open_all: Any, servers: Any, steps: list[Any], mode: Mode) -> None:
-    async with open_all(servers) as (near_client, far_client, network):
-        near, far = Process(near_client, mode), Process(far_client, mode)
-        try:
-            await take_steps(User(near, far, network, mode), near, far, network, steps)
-        finally:
-            network.heal()
-            network.release()
-            await far.storage.finish()
-            await near.storage.finish()
+STEPS: st.SearchStrategy[list[Step]] = st.lists(
+    weighted(
+        (4, ask("write", "nested write", "change of owner")),
+        (3, ask("renewal", "login")),
+        (2, ask("logout", "new session", "end_session", "end_sessions", "end_sessions(keep)")),
+        (1, ask("load", "sessions_of")),
+        (2, st.tuples(GO_ON)),
+        (2, st.tuples(DELIVER)),
+        (1, st.tuples(STALL_OR_CUT)),
+        (1, st.tuples(st.builds(Delay, FAR, HOLD))),
+    ),
+    min_size=5,
+    max_size=14,
+).map(lambda phrases: [step for phrase in phrases for step in phrase])
+MODES = st.sampled_from(["overwrite", "merge"])
 
 
-async def take_steps(
-    user: User, near: Process, far: Process, network: Network, steps: list[Any]
+async def follow(
+    open_all: Open, servers: Any, steps: list[Step], mode: Mode, most: int | None
 ) -> None:
-    await user.log_in()
-    await far.load(user._identity)  # opens a connection
-    for number, step in enumerate([*steps, "release"], 1):
-        if step in ("hold", "lose"):
-            network.failure = step
-        elif step == "abandon":
-            await user.abandon(number)
-        elif step == "release":
-            network.release()
-            await near.storage.store.read("other")
-            await user.look()
-            await user.look_back()
-        else:
-            what, is_far = step
-            await user.do(what, far if is_far else near, number)
+    """Take steps, and check what the clients know then."""
+    time = Time()
+    with time.followed():
+        async with (
+            open_all(servers) as links,
+            processes(
+                links, on_conflict=mode, max_per_owner=most, max_age=1000, touch_after=3
+            ) as started,
+        ):
+            run = Run(started, mode, most, time)
+            await run.begin()
+            for step in steps:
+                await run.take(step)
+            history = await run.end()
+    assert check(history) == []
 
 
 def run(main: Any, *, on_uvloop: bool) -> None:
@@ -339,6 +145,23 @@ def run(main: Any, *, on_uvloop: bool) -> None:
         loop.run_until_complete(main)
     finally:
         loop.close()
+
+
+@pytest.fixture(scope="module")
+def restricted_server(redis_server: Server) -> Iterator[Server]:
+    """Redis, with a user that may run no script."""
+    servers.ask(redis_server, f"ACL SETUSER {RESTRICTED} reset on nopass ~* +@all -@scripting")
+    yield redis_server
+    servers.ask(redis_server, f"ACL DELUSER {RESTRICTED}")
+
+
+@pytest.fixture(scope="module")
+def valkey() -> Iterator[Server]:
+    try:
+        with servers.valkey() as server:
+            yield server
+    except servers.MissingServerError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")
@@ -353,14 +176,28 @@ def sentinel() -> Iterator[tuple[Server, Server, Server]]:
         yield group
 
 
-MODES = st.sampled_from(["overwrite", "merge"])
-EXAMPLES: list[list[Any]] = [
-    ["hold", ("save", True), ("save", False), "release"],
-    ["hold", ("save", True), ("log out", False), "release"],
-    [("load", True), ("log out", False), ("save stale", True)],
-    [("load", True), ("save", False), "lose", ("save stale", True), ("read", True)],
-    ["lose", ("log out", True), "hold", ("save", True), "release"],
-    ["abandon", "release"],
+ALL = Hold(replies=True, on_new=True)
+LATE_WRITE: list[Step] = [Ask(1, "write", 2, hold=ALL), Stall(), Ask(0, "write", 2), Deliver(1)]
+LATE_SET: list[Step] = [Ask(1, "write", 2, hold=ALL._replace(after=1)), *LATE_WRITE[1:]]
+OVER_MARK: list[Step] = [Ask(1, "write", is_slow=True), Ask(0, "renewal"), GoOn()]
+EXAMPLES: list[list[Step]] = [
+    LATE_WRITE,
+    OVER_MARK,
+    [Ask(1, "renewal", 2, hold=ALL._replace(after=1)), Stall(), Ask(0, "write", 2), Deliver(1)],
+    [Ask(1, "write", 2, hold=Hold()), Cancel(), Ask(1, "write", 2), Cut(1), Ask(2, "load", 2)],
+    [Ask(1, "nested write", 2, hold=Hold(size=20)), Cut(1), Ask(0, "write", 2), Deliver(1)],
+    [Ask(1, "write", 2, hold=Hold(requests=False, replies=True)), Cut(1), Ask(0, "write", 2)],
+    [Ask(1, "logout", 2, hold=ALL), Stall(), Ask(0, "write", 2), Deliver(1), Ask(2, "load", 2)],
+    [
+        Ask(2, "write", 2, is_slow=True),
+        Ask(1, "logout", 2, hold=ALL._replace(requests=False)),
+        Cut(1),
+    ],
+    [Ask(1, "renewal", 2, hold=Hold(after=1)), Ask(2, "renewal", 2), Cut(1), Deliver(1)],
+    [Ask(1, "login", 2, hold=ALL._replace(after=3)), Ask(0, "login", 2), Stall(), Deliver(1)],
+    [Ask(1, "renewal", hold=ALL._replace(after=4)), Ask(0, "end_session", 1), Deliver(1)],
+    [Ask(1, "renewal", hold=Hold(after=4)), Ask(0, "end_sessions(keep)"), Deliver(1)],
+    [Delay(1, ALL), Ask(1, "end_sessions"), Stall(), Ask(0, "login", 2), Deliver(1)],
 ]
 
 
@@ -373,37 +210,108 @@ def property_test(share: float) -> Callable[[_Test], _Test]:
     def decorate(test: _Test) -> _Test:
         for number, steps in enumerate(EXAMPLES):
             for mode in ("overwrite", "merge"):
-                test = example(steps=steps, mode=mode, on_uvloop=bool(number % 2))(test)
+                test = example(steps=steps, mode=mode, most=2, on_uvloop=bool(number % 2))(test)
         storages = settings.get_profile("storages")
         limited = settings(storages, max_examples=max(1, int(storages.max_examples * share)))
-        return limited(given(steps=STEPS, mode=MODES, on_uvloop=st.booleans())(test))
+        most = st.sampled_from([None, None, 2])
+        return limited(given(steps=STEPS, mode=MODES, most=most, on_uvloop=st.booleans())(test))
 
     return decorate
 
 
-@property_test(1)
-def test_what_was_acknowledged_holds_in_redis(
-    redis_server: Server, steps: list[Any], mode: Mode, on_uvloop: bool
+@property_test(2)
+def test_the_guarantees_hold_in_redis(
+    redis_server: Server, steps: list[Step], mode: Mode, most: int | None, on_uvloop: bool
 ) -> None:
-    run(follow(single, redis_server, steps, mode), on_uvloop=on_uvloop)
+    run(follow(single, redis_server, steps, mode, most), on_uvloop=on_uvloop)
 
 
 @property_test(1)
-def test_what_was_acknowledged_holds_in_memcached(
-    memcached_server: Server, steps: list[Any], mode: Mode, on_uvloop: bool
+def test_the_guarantees_hold_in_redis_by_transactions(
+    restricted_server: Server, steps: list[Step], mode: Mode, most: int | None, on_uvloop: bool
 ) -> None:
-    run(follow(memcached, memcached_server, steps, mode), on_uvloop=on_uvloop)
+    run(follow(restricted, restricted_server, steps, mode, most), on_uvloop=on_uvloop)
+
+
+@property_test(2)
+def test_the_guarantees_hold_in_valkey(
+    valkey: Server, steps: list[Step], mode: Mode, most: int | None, on_uvloop: bool
+) -> None:
+    run(follow(single, valkey, steps, mode, most), on_uvloop=on_uvloop)
+
+
+@property_test(2)
+def test_the_guarantees_hold_in_memcached(
+    memcached_server: Server, steps: list[Step], mode: Mode, most: int | None, on_uvloop: bool
+) -> None:
+    run(follow(memcached, memcached_server, steps, mode, most), on_uvloop=on_uvloop)
 
 
 @property_test(1 / 3)
-def test_what_was_acknowledged_holds_on_a_cluster(
-    cluster: list[Server], steps: list[Any], mode: Mode, on_uvloop: bool
+def test_the_guarantees_hold_on_a_cluster(
+    cluster: list[Server], steps: list[Step], mode: Mode, most: int | None, on_uvloop: bool
 ) -> None:
-    run(follow(clustered, cluster, steps, mode), on_uvloop=on_uvloop)
+    run(follow(clustered, cluster, steps, mode, most), on_uvloop=on_uvloop)
 
 
 @property_test(1 / 3)
-def test_what_was_acknowledged_holds_behind_sentinel(
-    sentinel: tuple[Server, Server, Server], steps: list[Any], mode: Mode, on_uvloop: bool
+def test_the_guarantees_hold_behind_sentinel(
+    sentinel: tuple[Server, Server, Server],
+    steps: list[Step],
+    mode: Mode,
+    most: int | None,
+    on_uvloop: bool,
 ) -> None:
-    run(follow(guarded, sentinel, steps, mode), on_uvloop=on_uvloop)
+    run(follow(guarded, sentinel, steps, mode, most), on_uvloop=on_uvloop)
+
+
+def set_plainly(patch: pytest.MonkeyPatch) -> None:
+    """Have RedisStore replace a record whatever it is."""
+
+    async def swap(
+        store: RedisStore, key: str, expected: bytes | None, payload: bytes, ttl: int | None
+    ) -> bool:
+        return bool(await store._set(key, payload, ttl, b"NX" if expected is None else b"XX"))
+
+    patch.setattr(RedisStore, "swap", swap)
+
+
+def read_and_set(patch: pytest.MonkeyPatch) -> None:
+    """Have RedisStore compare a record, and then replace it whatever it is by then."""
+    set_plainly(patch)
+    swap = RedisStore.swap
+
+    async def compare_and_swap(
+        store: RedisStore, key: str, expected: bytes | None, payload: bytes, ttl: int | None
+    ) -> bool:
+        is_expected = expected is None or await store.read(key) == expected
+        return is_expected and await swap(store, key, expected, payload, ttl)
+
+    patch.setattr(RedisStore, "swap", compare_and_swap)
+
+
+def replace_marks(patch: pytest.MonkeyPatch) -> None:
+    """Have writes take a mark for the record of a session."""
+    patch.setattr(saving, "is_ended", lambda record: record in {None, saving.ENDED})
+
+
+@pytest.mark.parametrize(
+    ("break_it", "steps", "problem"),
+    [
+        (set_plainly, LATE_WRITE, "acknowledged_is_there"),
+        (read_and_set, LATE_SET, "acknowledged_is_there"),
+        (set_plainly, OVER_MARK, "one_renewal_wins"),
+        (replace_marks, OVER_MARK, "one_renewal_wins"),
+    ],
+)
+def test_what_is_broken_is_found_out(
+    redis_server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    break_it: Callable[[pytest.MonkeyPatch], None],
+    steps: list[Step],
+    problem: str,
+) -> None:
+    run(follow(single, redis_server, steps, "overwrite", None), on_uvloop=False)
+    break_it(monkeypatch)
+    with pytest.raises(AssertionError, match=problem):
+        run(follow(single, redis_server, steps, "overwrite", None), on_uvloop=False)

@@ -13,10 +13,11 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
+from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiohttp_session import Session, UnsettledError
+from aiohttp_session import Session, UnsettledError, get_session, new_session
 from aiohttp_session.server_storage import ServerStorage
 from aiohttp_session.stores.memory import MemoryStore
 from tests.contract import Browser
@@ -111,6 +112,10 @@ def add(key: str) -> Callable[[Session], None]:
     return lambda session: session.update({key: 1})
 
 
+def nest(session: Session) -> None:
+    session.setdefault("list", []).append(1)
+
+
 def move(session: Session) -> None:
     session.regenerate_id()
 
@@ -119,7 +124,45 @@ def leave(session: Session) -> None:
     session.invalidate()
 
 
-ACTIONS = {"add": add("x"), "move": move, "leave": leave, "read": lambda session: None}
+async def replace(browser: Browser) -> object:
+    async def handler(request: web.Request) -> web.Response:
+        (await new_session(request))["y"] = 1
+        return web.Response()
+
+    return await browser.visit(handler)
+
+
+async def end_others(browser: Browser) -> object:
+    async def handler(request: web.Request) -> web.Response:
+        session = await get_session(request)
+        if session.owner is not None:
+            await storage_of(browser).end_sessions(session.owner, keep=session)
+        return web.Response()
+
+    return await browser.visit(handler)
+
+
+async def end_latest(browser: Browser) -> object:
+    for info in (await storage_of(browser).sessions_of(OWNER))[:1]:
+        await storage_of(browser).end_session(OWNER, info.handle)
+    return True
+
+
+def storage_of(browser: Browser) -> ServerStorage:
+    assert isinstance(browser.storage, ServerStorage)
+    return browser.storage
+
+
+ACTIONS: dict[str, Callable[[Browser], Awaitable[object]]] = {
+    "add": lambda browser: browser.do(add("x")),
+    "nest": lambda browser: browser.do(nest),
+    "move": lambda browser: browser.do(move),
+    "leave": lambda browser: browser.do(leave),
+    "read": lambda browser: browser.do(lambda session: None),
+    "replace": replace,
+    "end others": end_others,
+    "end latest": end_latest,
+}
 
 
 async def is_alive(store: Gates, cookie: str | None) -> bool:
@@ -158,7 +201,7 @@ async def test_no_session_survives_the_end_of_all(data: st.DataObject, mode: Any
         for cookie in cookies.copy():
             for name in data.draw(st.lists(st.sampled_from([*ACTIONS]), max_size=2)):
                 before.append(Browser(process(), cookie))
-                tasks.append(asyncio.ensure_future(attempt(before[-1].do(ACTIONS[name]))))
+                tasks.append(asyncio.ensure_future(attempt(ACTIONS[name](before[-1]))))
         tasks += [asyncio.ensure_future(attempt(browser.do(become(OWNER)))) for browser in fresh]
         end = asyncio.ensure_future(attempt(process().end_sessions(OWNER)))
         await store.contend(data.draw, end, *tasks)
@@ -183,13 +226,14 @@ async def test_deleted_stays_deleted(data: st.DataObject, mode: Any) -> None:
     requests = [Browser(ServerStorage(store, on_conflict=mode), cookie) for _ in names]
     with contended(store):
         tasks = [
-            asyncio.ensure_future(attempt(request.do(ACTIONS[name])))
+            asyncio.ensure_future(attempt(ACTIONS[name](request)))
             for request, name in zip(requests, names, strict=True)
         ]
         out = asyncio.ensure_future(attempt(browser.do(leave)))
         await store.contend(data.draw, out, *tasks)
     if out.result() is not None:
-        assert not await is_alive(store, cookie)
+        for one in (cookie, *(request.cookie for request in requests)):
+            assert not await is_alive(store, one)
 
 
 @settings(settings.get_profile("orders"))
