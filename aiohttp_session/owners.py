@@ -13,7 +13,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from ._core import Session, decode, encode
@@ -118,24 +118,33 @@ class Owners:
         )
 
     async def enter(
-        self, owner: str, identity: object, expires: int | None, *, moves_from: object = None
+        self,
+        owner: str,
+        identity: object,
+        expires: int | None,
+        *,
+        moves_from: object = None,
+        lost: object = None,
     ) -> None:
         """Enter a session into the index, before its record is written.
 
         :param moves_from: the id from which the session moves to this one; None if it does not.
+        :param lost: an id that the session was to get, and whose entry is removed.
         """
         name = self._keys.tail(identity)
         old = None if moves_from is None else self._keys.tail(moves_from)
 
         def edit(entries: Entries) -> bool:
             since = now = int(time.time())
+            if lost is not None:
+                entries.pop(self._keys.tail(lost), None)
             for known in (name, old):
                 if known in entries:
                     # The session was loaded under this id, so its last move is long completed.
                     since = entries[known].since
                     entries.pop(entries[known].replaces or "", None)
                     entries[known] = entries[known]._replace(replaces=None)
-            entries[name] = Entry(since, now, expires, old)
+            _put(entries, name, Entry(since, now, expires, old))
             if self._most is None and len(entries) > _MOST_ENTRIES:
                 for oldest in _newest_first(entries)[_MOST_ENTRIES:]:
                     del entries[oldest]
@@ -171,7 +180,7 @@ class Owners:
         live: list[str] = []
         over: list[str] = []
         for name in _newest_first(entries):
-            record = found.sessions[name]
+            record = found.sessions[found.newest(name)]
             if found.is_pending(name) or (record is None and _may_come(entries[name])):
                 continue  # a login that is not complete makes room itself when it is
             (live if record is not None and record.owner == owner else over).append(name)
@@ -186,9 +195,9 @@ class Owners:
         entries, _ = self._decode(await self._store().read_latest(self._keys.of_owner(owner)))
         found = await self._find(entries)
         return [
-            SessionInfo(_handle(name), entries[name].since, *record[1:])
+            SessionInfo(_handle(newest), entries[name].since, *record[1:])
             for name in _newest_first(entries)
-            if (record := found.sessions[name]) is not None
+            if (record := found.sessions[newest := found.newest(name)]) is not None
             and record.owner == owner
             and not found.is_pending(name)
         ]
@@ -353,18 +362,33 @@ class Owners:
         return {name for name, was_alive in zip(names, were_alive, strict=True) if was_alive}
 
     async def _find(self, entries: Iterable[str] | Mapping[str, Entry]) -> _Found:
-        """Read the records of sessions, in one round trip where the store can."""
+        """Read the records of sessions, in one round trip where the store can.
+
+        A session that moves meanwhile may be found under neither id. If the record of its former id
+        is a mark, the record of the new id is therefore read again.
+        """
         names = [*entries]
         if isinstance(entries, Mapping):
             former = dict.fromkeys(entry.replaces for entry in entries.values())
             names += [name for name in former if name is not None and name not in entries]
-        reads = (_read(self._store(), self._keys.at(name)) for name in names)
-        records = dict(zip(names, await asyncio.gather(*reads), strict=True))
+        records = await self._read_all(names)
+        again: set[str] = set()
+        while isinstance(entries, Mapping):
+            targets = filter(None, map(moved_to, records.values()))
+            new = {name for name in targets if records.get(name) is None} - again
+            if not new:
+                break
+            again |= new
+            records.update(await self._read_all([*new]))
         sessions = {
             name: None if record is None or is_ended(record) else self._read(record)
             for name, record in records.items()
         }
         return _Found(entries if isinstance(entries, Mapping) else {}, records, sessions)
+
+    async def _read_all(self, names: Sequence[str]) -> dict[str, bytes | None]:
+        reads = (_read(self._store(), self._keys.at(name)) for name in names)
+        return dict(zip(names, await asyncio.gather(*reads), strict=True))
 
     def _decode(self, record: bytes | None) -> tuple[Entries, int]:
         """Return the entries of an index, and the number of its changes."""
@@ -407,6 +431,16 @@ class _Found(NamedTuple):
     records: Mapping[str, bytes | None]
     sessions: Mapping[str, StoredSession | None]
 
+    def newest(self, name: str) -> str:
+        """Follow a session to the id that it has moved to, if that id has no entry of its own."""
+        passed: set[str] = set()
+        while (target := moved_to(self.records[name])) is not None and target not in passed:
+            if target in self.entries:
+                break
+            passed.add(name)
+            name = target
+        return name
+
     def is_pending(self, name: str) -> bool:
         """Tell whether the move of a session to this id is not complete, or was lost."""
         former = self.entries[name].replaces
@@ -437,9 +471,20 @@ def _remove(entries: Entries, names: Iterable[str]) -> bool:
     return any(removed)
 
 
+def _put(entries: Entries, name: str, entry: Entry) -> None:
+    """Put an entry in its place: that of the session if it is known, and at the end otherwise."""
+    if name in entries or entry.replaces not in entries:
+        entries[name] = entry
+        return
+    items = [*entries.items()]
+    items.insert([*entries].index(entry.replaces) + 1, (name, entry))
+    entries.clear()
+    entries.update(items)
+
+
 def _newest_first(entries: Mapping[str, Entry]) -> list[str]:
-    names = [*entries][::-1]  # also among the logins of one second
-    return sorted(names, key=lambda name: entries[name].since, reverse=True)
+    """Return the names, the latest login first, whatever the clocks of the processes say."""
+    return [*entries][::-1]
 
 
 def _handle(name: str) -> str:

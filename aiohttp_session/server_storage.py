@@ -376,19 +376,24 @@ class ServerStorage(LifecycleStorage):
             return identity, await self._write_new(session, identity, is_chosen=is_chosen)
         except ConnectionError:
             # Whatever becomes of that record, nobody receives its id.
-            identity = self._key_factory()
+            lost, identity = identity, self._key_factory()
             async with self._limit(since):
-                return identity, await self._write_new(session, identity, is_chosen=is_chosen)
+                return identity, await self._write_new(
+                    session, identity, is_chosen=is_chosen, lost=lost
+                )
 
-    async def _write_new(self, session: Session, identity: Any, *, is_chosen: bool) -> bytes:
+    async def _write_new(
+        self, session: Session, identity: Any, *, is_chosen: bool, lost: Any = None
+    ) -> bytes:
         """Store a session under an id.
 
+        :param lost: the id of a former attempt, whose record may still be written.
         :param is_chosen: the id may have been used before, or be used again. A late write would
             be harmful, so the record is stored by a swap.
         """
         key = self._keys.get(identity)
         if session._owner is not None:
-            await self._enter(session, identity)
+            await self._enter(session, identity, lost)
         payload, ttl = self._make_payload(session), self._ttl(session)
         if is_chosen:
             await self._lanes.change(key, None, Edit(lambda found: (payload, ttl)))
@@ -524,13 +529,13 @@ class ServerStorage(LifecycleStorage):
         left, until = self._time_left(session), session._listed[1]
         return until is not None and (left is None or time.time() + left > until + 1)
 
-    async def _enter(self, session: Session, identity: Any) -> None:
+    async def _enter(self, session: Session, identity: Any, lost: Any = None) -> None:
         """Enter a session that is stored, or about to be, into the index."""
         owner: str = session._owner  # type: ignore[assignment]
         until, moves_from = self._may_live_until(session), None
         if session._record and session.identity != identity:
             moves_from = session.identity
-        await self._owners.enter(owner, identity, until, moves_from=moves_from)
+        await self._owners.enter(owner, identity, until, moves_from=moves_from, lost=lost)
         session._listed = owner, until
 
     def _may_live_until(self, session: Session) -> int | None:

@@ -220,20 +220,27 @@ class History:
         """Tell whether a session may have been ended for later logins."""
         if self.most is None:
             return False
-        own = [r for r in lineage.requests if r.kind == "login"]
-        return any(
-            len(
-                [
-                    r
-                    for other in self.of_owner(owner)
-                    if other is not lineage
-                    for r in other.requests[:1]
-                    if r.kind == "login" and not any(r.name in mine.after for mine in own)
-                ]
-            )
-            >= self.most
-            for owner in self.owners(lineage) - {None}
-        )
+        own = self._logins(lineage)
+
+        def is_later(login: Request) -> bool:
+            return not any(login.name in mine.after for mine in own)
+
+        failed = [r for r in self.requests if r.kind == "login" and r.status == "failed"]
+        for owner in self.owners(lineage) - {None}:
+            others = (self._logins(other) for other in self.of_owner(owner) if other is not lineage)
+            later = sum(any(map(is_later, logins)) for logins in others)
+            if later + sum(r.owner == owner and is_later(r) for r in failed) >= self.most:
+                return True
+        return False
+
+    def _logins(self, lineage: Lineage) -> list[Request]:
+        """Return the requests that may have logged a session in."""
+        makers = [] if lineage.maker is None else [lineage.maker]
+        return [
+            r
+            for r in (*makers, *lineage.requests)
+            if r.kind == "login" and (r is lineage.maker or r.loaded is not None)
+        ]
 
 
 def item_of(name: str | None) -> Callable[[Content], Any]:

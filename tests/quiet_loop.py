@@ -19,16 +19,17 @@ NOW = 1_700_000_000
 class Handle:
     """A callback that the loop is about to run. This is `asyncio.Handle`, but faster."""
 
-    __slots__ = ("_is_cancelled", "_run")
+    __slots__ = ("_args", "_callback", "_context", "_is_cancelled")
 
     def __init__(self, context: Context | None, callback: Any, *args: Any) -> None:
-        run = (context or copy_context()).run
-        self._run = lambda: run(callback, *args)
+        self._context = context or copy_context()
+        self._callback = callback
+        self._args = args
         self._is_cancelled = False
 
     def __call__(self) -> None:
         if not self._is_cancelled:
-            self._run()
+            self._context.run(self._callback, *self._args)
 
     def cancel(self) -> None:
         self._is_cancelled = True

@@ -57,10 +57,13 @@ class Operations:
                 reply = await self._client.cas(name, payload, expires, deadline, known)
                 if reply != EXISTS:
                     return reply == STORED
-            losses = -1
-            while losses != self._client.losses:  # the server may have been restarted meanwhile
+            for _ in range(REPEATS):
                 losses = self._client.losses
                 record, token = await self._client.gets(name, deadline)
+                if losses == self._client.losses:
+                    break
+            else:  # the server may have been restarted each time
+                raise _unsettled()
             if record != expected:
                 return False
             if token == _NO_TOKEN:
