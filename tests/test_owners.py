@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from aiohttp_session import ConflictError, Session, SessionInfo, get_session, new_session
+from aiohttp_session import ConflictError, Session, SessionInfo, get_session, new_session, owners
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from aiohttp_session.memory_storage import MemoryStorage
 from aiohttp_session.server_storage import ServerStorage
@@ -561,3 +561,158 @@ async def test_a_session_that_has_a_lifetime_gets_an_owner_later(make_storage: M
     (info,) = await storage.sessions_of("ann")
     assert info.issued is not None
     assert info.expires == info.issued + 1000
+
+
+async def test_an_index_without_a_limit_lists_the_latest(
+    make_storage: MakeStorage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(owners, "_MOST_ENTRIES", 3)
+    storage = make_storage()
+    browsers = [await logged_in(storage, number=number) for number in range(5)]
+    assert [info.data["number"] for info in await storage.sessions_of("ann")] == [4, 3, 2]
+    assert [message for message in caplog.messages if "lists at most 3 sessions" in message]
+    assert await is_alive(browsers[0])
+    # A session that is not listed is entered again by no mere save, or it would push out another.
+    await browsers[0].set(b=2)
+    assert len(await index(storage)) == 3
+
+
+@pytest.mark.parametrize("is_damaged", [True, False])
+async def test_an_index_that_was_lost_is_made_anew_by_the_next_save(
+    make_storage: MakeStorage, clock: Clock, is_damaged: bool
+) -> None:
+    storage = make_storage()
+    browser = await logged_in(storage, a=1)
+    key = storage._keys.of_owner("ann")
+    if is_damaged:
+        await storage.store.create(key, b'{"sessions', None)
+    else:
+        await storage.store.delete(key)
+    clock.now += 2
+    await browser.do(lambda session: session.update(b=2))
+    assert [info.data for info in await storage.sessions_of("ann")] == [{"a": 1, "b": 2}]
+
+
+async def test_a_session_may_leave_an_index_that_was_lost(make_storage: MakeStorage) -> None:
+    storage = make_storage()
+    browser = await logged_in(storage, a=1)
+    await storage.store.delete(storage._keys.of_owner("ann"))
+    await browser.do(Session.invalidate)
+    assert await index(storage) is None
+
+
+async def test_a_visit_that_fails_is_made_again(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = YieldingStorage()
+    browser = await logged_in(storage, a=1)
+    clock.now += 2
+    key, read, reads = storage._keys.of_owner("ann"), storage.store.read, 0
+
+    async def fail(read_key: str) -> bytes | None:
+        nonlocal reads
+        if read_key == key:
+            reads += 1
+            raise ConnectionResetError
+        return await read(read_key)
+
+    monkeypatch.setattr(storage.store, "read", fail)
+    for _ in range(2):
+        await browser.do(lambda session: session["a"])
+        await storage.finish()
+    assert reads == 2
+
+
+async def test_finish_waits_for_visits(clock: Clock) -> None:
+    storage = YieldingStorage()
+    browser = await logged_in(storage, a=1)
+    clock.now += 2
+    await browser.do(lambda session: session["a"])
+    assert storage._owners._visits.get()
+    await storage.finish()
+    assert not storage._owners._visits.get()
+
+
+async def test_few_visits_are_remembered(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owners, "_VISITS_KEPT", 2)
+    storage = YieldingStorage()
+    for _ in range(5):
+        browser = await logged_in(storage, a=1)
+        await browser.do(lambda session: session["a"])
+        assert 1 <= len(storage._owners._visited) <= 2
+
+
+async def test_sessions_that_always_come_can_t_be_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owners, "ATTEMPTS", 3)
+    storage = YieldingStorage()
+    await logged_in(storage)
+    end = storage._owners._end_names
+
+    async def end_names(*args: Any) -> set[str]:
+        await logged_in(storage)
+        return await end(*args)
+
+    monkeypatch.setattr(storage._owners, "_end_names", end_names)
+    with pytest.raises(ConflictError, match="in 3 attempts") as raised:
+        await storage.end_sessions("ann")
+    assert "ann" not in str(raised.value)
+
+
+async def test_a_login_in_a_session_that_ended_meanwhile_leaves_the_index(
+    make_storage: MakeStorage,
+) -> None:
+    storage = make_storage()
+    browser = Browser(storage)
+    await browser.set(a=1)
+    other = Browser(storage, browser.cookie)
+
+    async def handler(request: web.Request) -> web.Response:
+        session = await get_session(request)
+        await other.do(Session.invalidate)
+        session.owner = "ann"
+        return web.Response()
+
+    await browser.visit(handler)
+    assert await index(storage) == {}
+
+
+async def test_clocks_that_differ_order_no_logins(make_storage: MakeStorage, clock: Clock) -> None:
+    storage = make_storage(max_per_owner=1)
+    first = await logged_in(storage, a=1)
+    clock.now -= 2
+    second = await logged_in(storage, a=2)
+    assert (await is_alive(first), await is_alive(second)) == (False, True)
+    await second.do(log_in)
+    assert [info.data for info in await storage.sessions_of("ann")] == [{"a": 2}]
+
+
+async def test_a_list_follows_a_session_that_moves_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    storage = YieldingStorage()
+    browser = await logged_in(storage, a=1)
+    moved = 0
+
+    async def find(entries: Any) -> Any:
+        nonlocal moved
+        if moved < 2:  # once while the index was read, once while the records are
+            moved += 1
+            await browser.do(log_in)
+        return await read(entries)
+
+    read = storage._owners._read_all
+    monkeypatch.setattr(storage._owners, "_read_all", find)
+    assert [info.data for info in await storage.sessions_of("ann")] == [{"a": 1}]
+    [info] = await storage.sessions_of("ann")
+    assert await storage.end_session("ann", info.handle)
+    assert not await is_alive(browser)
+
+
+async def test_a_session_that_moved_is_listed_once(make_storage: MakeStorage) -> None:
+    """Its former entry stays until the next change of the index."""
+    storage = make_storage()
+    browser = await logged_in(storage, a=1)
+    for _ in range(2):
+        await browser.do(Session.regenerate_id)
+    assert len(await index(storage)) == 2
+    assert [info.data for info in await storage.sessions_of("ann")] == [{"a": 1}]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Iterator
+from time import monotonic
 from typing import Any
 from unittest import mock
 
@@ -370,3 +371,13 @@ async def test_the_time_of_a_swap_that_is_refused_counts_from_its_beginning(
     assert await store.swap("k", b"0", b"1", 100)
     assert len(seen) == 2
     assert before - 7 <= seen[0] == seen[1] <= loop.time() - 7
+
+
+async def test_another_storage_has_found_out_meanwhile(client: Any, commands: Commands) -> None:
+    store = RedisStore(client)
+    await store.create("k", b"0", None)
+    store._server.way = redis_store._Way.TRANSACTION
+    refusal = ResponseError("syntax error")
+    way = redis_store._Way.IFEQ
+    assert await store._swap_otherwise(refusal, way, monotonic(), "k", b"0", b"1", None)
+    assert await store.read("k") == b"1"

@@ -18,10 +18,12 @@ from aiohttp_session import (
     get_session,
     new_session,
     saving,
+    server_storage,
     setup,
 )
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from aiohttp_session.memory_storage import MemoryStorage
+from aiohttp_session.saving import UNSEEN
 from aiohttp_session.server_storage import ServerOptions, ServerStorage
 from aiohttp_session.stores.memory import MemoryStore
 from tests.conftest import Clock
@@ -575,3 +577,112 @@ async def test_moving_takes_no_more_round_trips_than_it_must(
             calls = spy(patch, storage)
             await browser.do(log_in)
         assert calls == ["read", "create", "swap"]
+
+
+async def test_a_renewal_merges_again_what_always_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = YieldingStorage(on_conflict="merge")
+    browser = Browser(storage)
+    await browser.set(a=1)
+    other = Browser(storage, browser.cookie)
+    create_anew, left = storage._create_anew, 2
+
+    async def create(*args: Any) -> Any:
+        nonlocal left
+        created = await create_anew(*args)
+        if left:
+            left -= 1
+            await other.set(left=left)
+        return created
+
+    monkeypatch.setattr(storage, "_create_anew", create)
+    await browser.do(log_in)
+    assert await browser.load() == {"a": 1, "user": "ann", "left": 0}
+
+    left = 3
+    other = Browser(storage, browser.cookie)
+    monkeypatch.setattr(server_storage, "ATTEMPTS", 2)
+    with pytest.raises(ConflictError, match="could not be merged in 2 attempts"):
+        await browser.do(log_in)
+
+
+async def test_a_session_without_items_that_was_ended_meanwhile_stays_ended(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    storage = YieldingStorage(on_conflict="merge")
+    browser = Browser(storage)
+    await browser.set(a=1)
+    other = Browser(storage, browser.cookie)
+
+    async def handler(request: web.Request) -> web.Response:
+        session = await get_session(request)
+        await other.do(Session.invalidate)
+        del session["a"]
+        return web.Response()
+
+    await browser.visit(handler)
+    assert len(storage.store) == 0
+    assert DROPPED in caplog.messages
+
+
+@MODES
+async def test_a_renewal_that_makes_the_same_id_keeps_the_session(mode: Any) -> None:
+    storage = YieldingStorage(on_conflict=mode, key_factory=lambda: "chosen")
+    browser = Browser(storage)
+    await browser.set(a=1)
+    await browser.do(log_in)
+    assert browser.cookie == "chosen"
+    assert await browser.load() == {"a": 1, "user": "ann"}
+
+
+@pytest.mark.parametrize("makes_ids", [True, False])
+async def test_the_loser_of_a_renewal_takes_back_what_it_created(
+    makes_ids: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the server refuses deletions, or the ids may be used again."""
+    ids = iter(["first", "second", "third"])
+    storage = YieldingStorage(key_factory=lambda: next(ids)) if makes_ids else YieldingStorage()
+    browser = Browser(storage)
+    await browser.set(a=1)
+    other = Browser(storage, browser.cookie)
+    create = storage._create_anew
+    created: list[str] = []
+
+    async def create_anew(*args: Any) -> Any:
+        identity, payload = await create(*args)
+        created.append(identity)
+        if len(created) == 1:
+            await other.do(log_in)
+        return identity, payload
+
+    async def refuse(key: str) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(storage, "_create_anew", create_anew)
+    monkeypatch.setattr(storage.store, "delete", refuse)
+    assert not (await browser.do(log_in))[1].cookies
+    lost, won = created
+    assert await stored(storage, lost) == b"{}"
+    assert other.cookie == won
+    assert await other.load() == {"a": 1, "user": "ann"}
+
+
+async def test_marks_that_lead_in_a_circle_end() -> None:
+    storage = YieldingStorage()
+    key = storage._keys.at("id")
+    await storage.store.create(key, b'{"moved":"id"}', None)
+    assert await storage._end_record(key, UNSEEN, is_random=True) is None
+
+
+async def test_a_lost_creation_is_no_device_of_the_owner() -> None:
+    storage = UnsettledStorage(max_per_owner=2)
+    first, second = Browser(storage), Browser(storage)
+
+    def enter(session: Session) -> None:
+        session.owner = "ann"
+
+    await first.do(enter)
+    storage.lose(("create", True))
+    await second.do(enter)
+    assert len(storage.store) == 4  # with the index, and the record whose id nobody knows
+    assert len(await storage.sessions_of("ann")) == 2
+    assert not (await first.load()).new

@@ -1,0 +1,146 @@
+"""The changes of one key that wait for each other."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from aiohttp_session.saving import UNSEEN, Edit, Lanes, moved_to
+from aiohttp_session.stores import UnsettledError
+from aiohttp_session.stores.memory import MemoryStore
+from tests.waiting import LoopClock
+
+
+class HeldStore(MemoryStore):
+    """A store in which each swap waits until the test answers it."""
+
+    timeout = 10.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.swaps: asyncio.Queue[asyncio.Future[None]] = asyncio.Queue()
+
+    async def swap(self, key: str, expected: bytes | None, payload: bytes, ttl: int | None) -> bool:
+        answer = asyncio.get_running_loop().create_future()
+        self.swaps.put_nowait(answer)
+        await answer
+        return await super().swap(key, expected, payload, ttl)
+
+
+def append(letter: bytes) -> Edit:
+    return Edit(lambda found: ((found or b"") + letter, None))
+
+
+def begin(lanes: Lanes, letter: bytes) -> asyncio.Task[None]:
+    return asyncio.ensure_future(lanes.change("k", UNSEEN, append(letter)))
+
+
+async def test_what_waits_gets_the_error_of_its_own_swap() -> None:
+    store = HeldStore()
+    lanes = Lanes(SimpleNamespace(store=store))
+    first = begin(lanes, b"1")
+    swap = await store.swaps.get()
+    second = begin(lanes, b"2")
+    await asyncio.sleep(0)
+    swap.set_result(None)
+    swap = await store.swaps.get()
+    assert first.done()
+    third = begin(lanes, b"3")
+    await asyncio.sleep(0)
+    # Nothing is known of the record then, so it is read again.
+    await store.create("k", b"else", None)
+    swap.set_exception(ConnectionRefusedError("second"))
+    with pytest.raises(ConnectionRefusedError, match="second"):
+        await second
+    (await store.swaps.get()).set_result(None)
+    await third
+    await lanes.finish()
+    assert await store.read("k") == b"else3"
+
+
+async def test_finish_waits_for_all_that_wait() -> None:
+    store = HeldStore()
+    lanes = Lanes(SimpleNamespace(store=store))
+    first = begin(lanes, b"1")
+    swap = await store.swaps.get()
+    second = begin(lanes, b"2")
+    await asyncio.sleep(0)
+    swap.set_result(None)
+    swap = await store.swaps.get()
+    assert first.done()
+    second.cancel()
+    finish = asyncio.ensure_future(lanes.finish())
+    await asyncio.sleep(0)
+    assert not finish.done()
+    swap.set_result(None)
+    await finish
+    assert await store.read("k") == b"12"  # the swap was sent before the cancellation
+
+
+async def test_each_waits_for_its_own_time(loop_clock: LoopClock) -> None:
+    store = HeldStore()
+    lanes = Lanes(SimpleNamespace(store=store))
+    first = asyncio.ensure_future(lanes.change("k", None, append(b"1")))
+    swap = await store.swaps.get()
+    early = begin(lanes, b"2")
+    await asyncio.sleep(0)
+    loop_clock.advance(6)
+    late = begin(lanes, b"3")
+    await asyncio.sleep(0)
+    loop_clock.advance(4.5)
+    with pytest.raises(TimeoutError, match="10"):
+        await early
+    assert not late.done()
+    swap.set_result(None)
+    await first
+    (await store.swaps.get()).set_result(None)
+    await late
+    assert await store.read("k") == b"13"
+
+
+async def test_the_end_of_the_event_loop_leaves_nobody_waiting() -> None:
+    store = HeldStore()
+    lanes = Lanes(SimpleNamespace(store=store))
+    first = begin(lanes, b"1")
+    swap = await store.swaps.get()
+    second = begin(lanes, b"2")
+    await asyncio.sleep(0)
+    swap.set_result(None)
+    await store.swaps.get()
+    assert first.done()
+    [drain] = lanes._here.get().drains
+    drain.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await second
+
+
+@pytest.mark.parametrize("is_lost", range(1, 7))
+async def test_a_swap_is_repeated_a_few_times(is_lost: int) -> None:
+    left = is_lost
+
+    class LosingStore(MemoryStore):
+        async def swap(
+            self, key: str, expected: bytes | None, payload: bytes, ttl: int | None
+        ) -> bool:
+            nonlocal left
+            if left:
+                left -= 1
+                raise UnsettledError
+            return await super().swap(key, expected, payload, ttl)
+
+    store = LosingStore()
+    await store.create("k", b"0", None)
+    change = Lanes(SimpleNamespace(store=store)).change("k", b"0", append(b"1"))
+    if is_lost < 5:
+        await change
+        assert await store.read("k") == b"01"
+    else:
+        with pytest.raises(UnsettledError):
+            await change
+
+
+@pytest.mark.parametrize("record", [b'{"moved":', b'{"moved":x}', b'{"moved":1}', b'{"moved":[]}'])
+def test_a_damaged_mark_leads_nowhere(record: bytes) -> None:
+    assert moved_to(record) is None
