@@ -123,7 +123,7 @@ class Session(MutableMapping[str, Any]):
     def owner(self) -> str | None:
         """The application's name for the user whose session this is: 1 to 1,000 characters.
 
-        Set it at log-in, and a server storage can list and end all sessions of this user; see
+        Set it at login, and a server storage can list and end all sessions of this user; see
         `ServerStorage.sessions_of`. It is kept with the session, until it is set to None, or the
         session is cleared or invalidated.
 
@@ -168,10 +168,10 @@ class Session(MutableMapping[str, Any]):
         self._contents = {}
 
     def regenerate_id(self) -> None:
-        """Keep the data, give the session a new id, and delete the old record.
+        """Keep the data, and give the session a new id. The former id stops working.
 
-        Call it at log-in and whenever privileges change, so that an id that somebody planted or
-        saw earlier becomes worthless (OWASP session management: renew the session id).
+        Call this method at each login and whenever privileges change, so that an id that was
+        planted or seen earlier is worthless (OWASP session management: renew the session id).
         """
         self._changed = True
         self._renew = True

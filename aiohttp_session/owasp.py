@@ -25,7 +25,7 @@ def recommended(
 
 
 def recommended(*, server: bool = True, **changes: Unpack[ServerOptions]) -> ServerOptions:
-    """Return the options that OWASP recommends for log-ins, for a site on HTTPS.
+    """Return the options that OWASP recommends for logins, for a site on HTTPS.
 
     As in ``RedisStorage(client, **recommended())``, and
     ``EncryptedCookieStorage(key, **recommended(server=False))``. The cookie's name gives nothing

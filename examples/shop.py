@@ -73,7 +73,7 @@ async def log_in(request: web.Request) -> web.Response:
     session = await get_session(request)
     name = str((await request.post()).get("name", "")).strip()[:NAME_LENGTH]
     if name:
-        # An id that was planted or seen before the log-in must be worth nothing after it.
+        # An id that was planted or seen before the login must be worth nothing after it.
         # The reference package can't renew it.
         getattr(session, "regenerate_id", lambda: None)()
         session["csrf"] = secrets.token_urlsafe()

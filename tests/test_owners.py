@@ -448,9 +448,10 @@ async def test_an_index_can_t_change_for_ever(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.once
 async def test_an_owner_s_thousand_sessions(make_storage: MakeStorage) -> None:
     storage = make_storage()
-    browsers = [await logged_in(storage, n=n) for n in range(1000)]
-    assert len(await storage.sessions_of("ann")) == 1000
-    assert await storage.end_sessions("ann") == 1000
+    number = 1000 if isinstance(storage, YieldingStorage) else 200  # a server takes seconds more
+    browsers = [await logged_in(storage, n=n) for n in range(number)]
+    assert len(await storage.sessions_of("ann")) == number
+    assert await storage.end_sessions("ann") == number
     assert not any([await is_alive(browser) for browser in browsers])
 
 

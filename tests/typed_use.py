@@ -139,9 +139,6 @@ class OwnStore(Store):
 
     async def create(self, key: str, payload: bytes, ttl: int | None) -> None: ...
 
-    async def update(self, key: str, payload: bytes, ttl: int | None) -> bool:
-        return True
-
     async def swap(self, key: str, expected: bytes | None, payload: bytes, ttl: int | None) -> bool:
         return True
 
