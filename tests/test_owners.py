@@ -15,6 +15,7 @@ from aiohttp_session import ConflictError, Session, SessionInfo, get_session, ne
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from aiohttp_session.memory_storage import MemoryStorage
 from aiohttp_session.server_storage import ServerStorage
+from aiohttp_session.stores.memory import MemoryStore
 from tests.conftest import Clock
 from tests.contract import KEY, Browser, spy
 from tests.stores import MakeStorage, YieldingStorage, make_storage, stored
@@ -717,3 +718,26 @@ async def test_a_session_that_moved_is_listed_once(make_storage: MakeStorage) ->
         await browser.do(Session.regenerate_id)
     assert len(await index(storage)) == 2
     assert [info.data for info in await storage.sessions_of("ann")] == [{"a": 1}]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("is_visited", [True, False])
+async def test_a_store_that_evicts_keeps_the_index_of_a_user_in_constant_use(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, is_visited: bool
+) -> None:
+    """An hour of 20 users, and of visitors whose records evict the least recently used ones."""
+    if not is_visited:  # and the test would fail
+        monkeypatch.setattr(owners, "_VISIT_AFTER", 10_000)
+    storage = ServerStorage(MemoryStore(max_records=200), max_age=86400)
+    names = [f"user {number}" for number in range(20)]
+    browsers = [await logged_in(storage, owner, a=1) for owner in names]
+    for minute in range(60):
+        for browser in browsers:
+            clock.now += 3
+            await browser.do(lambda session: session["a"])
+            await storage.finish()
+        for _ in range(100):
+            await Browser(storage).set(minute=minute)
+    listed = [len(await storage.sessions_of(owner)) for owner in names]
+    assert all([await is_alive(browser) for browser in browsers])
+    assert listed == [1 if is_visited else 0] * 20
