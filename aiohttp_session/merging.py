@@ -29,7 +29,7 @@ class Changes:
         self._set = {
             name: value
             for name, value in session._mapping.items()
-            if name not in before.items or repr(value) != repr(before.items[name])
+            if name not in before.items or not _is_same(value, before.items[name])
         }
         self._deleted = before.items.keys() - session._mapping.keys()
 
@@ -44,26 +44,36 @@ class Changes:
             session.max_age = newer.max_age
 
 
+def _is_same(value: Any, other: Any) -> bool:
+    """Tell whether two values are written alike: 1 and 1.0 and True are not."""
+    if type(value) is str:
+        return type(other) is str and value == other
+    return repr(value) == repr(other)
+
+
 class Merge(Change):
     """A change that applies what a request set and deleted to whatever record there is.
 
     :param base: the record that the session was made of.
+    :param read_base: decodes the base, which is not changed.
     :param read: decodes a record.
     :param write: returns the payload of the session, and its TTL.
     """
 
-    __slots__ = ("_base", "_changes", "_emptied", "_read", "_session", "_write")
+    __slots__ = ("_base", "_changes", "_emptied", "_read", "_read_base", "_session", "_write")
 
     def __init__(
         self,
         session: Session,
         base: bytes,
         *,
+        read_base: Callable[[bytes], Record],
         read: Callable[[bytes], Record],
         write: Callable[[Session], Replacement],
     ) -> None:
         self._session = session
         self._base = base
+        self._read_base = read_base
         self._read = read
         self._write = write
         self._changes: Changes | None = None
@@ -74,7 +84,7 @@ class Merge(Change):
         if self._changes is None:
             if record == self._base:
                 return
-            self._changes = Changes(self._read(self._base), self._session)
+            self._changes = Changes(self._read_base(self._base), self._session)
         self._changes.apply(self._session, self._read(record))
 
     def _make(self, record: bytes | None) -> Replacement | None:

@@ -315,6 +315,31 @@ class Lanes:
         session._record = change.after
         return True
 
+    def is_busy(self, key: str) -> bool:
+        """Tell whether a change of a key would have to wait."""
+        return key in self._here.get().by_key
+
+    def expect(self, key: str, record: bytes | None) -> None:
+        """Send the changes of a key that come before the next turn of the loop as one swap.
+
+        Several requests have just read the record together. Most handlers that change a session do
+        so at once, so the first change waits for those of the other requests.
+
+        :param record: the record that was read.
+        """
+        here = self._here.get()
+        if key not in here.by_key:
+            loop = asyncio.get_running_loop()
+            lane = here.by_key[key] = _Lane(loop, self._holder.store.timeout)
+            loop.call_soon(self._go, here, key, lane, record)
+
+    def _go(self, here: _Here, key: str, lane: _Lane, record: bytes | None) -> None:
+        """Send the changes that were expected."""
+        if lane.waiting:
+            self._leave(here, key, record)
+        else:
+            del here.by_key[key]
+
     async def finish(self) -> None:
         """Wait for the changes that are in flight in this event loop."""
         while drains := self._here.get().drains:

@@ -288,14 +288,10 @@ def logins(placement: Placement, *, most: int, devices: int, fault: Fault = "non
 @pytest.mark.parametrize(
     ("logins", "fault"),
     [
-        logins("together", most=1, devices=1),
         *(logins("together", most=2, devices=1, fault=fault) for fault in FAULTS),
         logins("apart", most=1, devices=1),
-        *(
-            logins("apart", most=2, devices=devices, fault=fault)
-            for devices in (1, 2)
-            for fault in FAULTS
-        ),
+        *(logins("apart", most=2, devices=1, fault=fault) for fault in FAULTS),
+        logins("apart", most=2, devices=2),
     ],
 )
 def test_logins_with_a_limit(logins: Scenario, fault: Fault, memory: Memory) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from aiohttp_session.saving import UNSEEN, Edit, Lanes, moved_to
+from aiohttp_session.server_storage import ServerStorage
 from aiohttp_session.stores import UnsettledError
 from aiohttp_session.stores.memory import MemoryStore
+from tests.contract import Browser
 from tests.waiting import LoopClock
 
 
@@ -26,6 +29,26 @@ class HeldStore(MemoryStore):
         answer = asyncio.get_running_loop().create_future()
         self.swaps.put_nowait(answer)
         await answer
+        return await super().swap(key, expected, payload, ttl)
+
+
+class CountingStore(MemoryStore):
+    """A store at some distance, whose calls are noted."""
+
+    reads_locally = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    async def read(self, key: str) -> bytes | None:
+        self.calls.append("read")
+        await asyncio.sleep(0)
+        return await super().read(key)
+
+    async def swap(self, key: str, expected: bytes | None, payload: bytes, ttl: int | None) -> bool:
+        self.calls.append("swap")
+        await asyncio.sleep(0)
         return await super().swap(key, expected, payload, ttl)
 
 
@@ -144,3 +167,39 @@ async def test_a_swap_is_repeated_a_few_times(is_lost: int) -> None:
 @pytest.mark.parametrize("record", [b'{"moved":', b'{"moved":x}', b'{"moved":1}', b'{"moved":[]}'])
 def test_a_damaged_mark_leads_nowhere(record: bytes) -> None:
     assert moved_to(record) is None
+
+
+async def test_changes_that_are_expected_are_one_swap() -> None:
+    store = HeldStore()
+    await store.create("k", b"0", None)
+    lanes = Lanes(SimpleNamespace(store=store))
+    changes = [begin(lanes, letter) for letter in (b"1", b"2", b"3")]
+    lanes.expect("k", b"0")
+    lanes.expect("k", b"0")  # by other requests: that changes nothing
+    (await store.swaps.get()).set_result(None)
+    await asyncio.gather(*changes)
+    assert store.swaps.empty()
+    assert await store.read("k") == b"0123"
+
+
+async def test_expected_changes_that_do_not_come_keep_nobody_waiting() -> None:
+    lanes = Lanes(SimpleNamespace(store=MemoryStore()))
+    lanes.expect("k", b"0")
+    assert lanes.is_busy("k")
+    await asyncio.sleep(0)
+    assert not lanes.is_busy("k")
+
+
+@pytest.mark.parametrize("mode", ["overwrite", "merge"])
+async def test_eight_requests_of_a_visitor_take_one_read_and_one_swap(mode: Any) -> None:
+    store = CountingStore()
+    storage = ServerStorage(store, on_conflict=mode)
+    browser = Browser(storage)
+    await browser.set(a=1)
+    store.calls.clear()
+    requests = [browser.set(**{f"b{number}": number}) for number in range(8)]
+    responses = await asyncio.gather(*requests)
+    assert all(response.cookies for response in responses)
+    assert store.calls == ["read", "swap"]
+    if mode == "merge":
+        assert len(await browser.load()) == 9
