@@ -189,10 +189,12 @@ class ServerStorage(LifecycleStorage):
             except BaseException as error:
                 fail_all(begun, key, waiting, error)
                 raise
-            if waiting or begun:
+            if waiting:
                 share(begun, key, waiting, record)
-                if waiting and record is not None:
+                if record is not None:
                     self._lanes.expect(key, record)
+            elif begun and begun.get(key) is waiting:  # answered in the tick in which it began
+                del begun[key]
         if record is None:
             return Session(None, data=None, new=True, max_age=self.max_age)
         session = None
