@@ -387,7 +387,8 @@ def test_a_wrong_store_breaks_the_contract(
 ) -> None:
     monkeypatch.setattr(_contract, "_LATENESS", -1)
     check = Check(store_class, clock)
-    check.patience = 0.5
+    if "has not ended" in message:  # a right answer may take any time on a busy machine
+        check.patience = 0.5
     errors = (AssertionError, LookupError, RuntimeError)
     with pytest.raises(errors, match=message):
         getattr(check, f"test_{name}")()

@@ -21,6 +21,7 @@ ROUNDS = 10
 # In a round; fewer where examples are fewer too, which still shows every leak of a block a call.
 CALLS = int(10_000 * min(1, float(os.environ.get("AIOHTTP_SESSION_EXAMPLES") or 1)))
 ALLOWED_BLOCKS = 50  # Python's own caches move a little
+ALLOWED_REFERENCES = 10  # a constant such as b"GET" is also used elsewhere; a leak loses one a call
 ALLOWED_KIB = 1024
 
 LEAKED: list[object] = []
@@ -286,7 +287,11 @@ def leaks(name: str) -> bool:
         print(f"{name}: {blocks} blocks, {references} references, {kib} KiB")
     # The first rounds fill caches.
     (blocks, references, kib), *_, last = seen[len(seen) // 3 :]
-    return last[0] - blocks > ALLOWED_BLOCKS or last[1] != references or last[2] - kib > ALLOWED_KIB
+    return (
+        last[0] - blocks > ALLOWED_BLOCKS
+        or abs(last[1] - references) > ALLOWED_REFERENCES
+        or last[2] - kib > ALLOWED_KIB
+    )
 
 
 if __name__ == "__main__":
