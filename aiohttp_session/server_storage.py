@@ -522,7 +522,9 @@ class ServerStorage(LifecycleStorage):
         """Save a session that is a user's, or was, and keep the index in step."""
         identity = session.identity
         async with self._limit(monotonic()):
-            is_cached = type(self.store).read_latest is not Store.read_latest
+            # A wrapper of a store need not be one itself.
+            read_latest = getattr(type(self.store), "read_latest", Store.read_latest)
+            is_cached = read_latest is not Store.read_latest
             if is_cached and self.store.reads_locally and session._owner is not None:
                 self._owners.visit(session, latest=True)
             await self._owners.visited(identity)

@@ -15,6 +15,7 @@ from aiohttp_session import ConflictError, Session, SessionInfo, get_session, ne
 from aiohttp_session.cookie_storage import EncryptedCookieStorage
 from aiohttp_session.memory_storage import MemoryStorage
 from aiohttp_session.server_storage import ServerStorage
+from aiohttp_session.stores import Store
 from aiohttp_session.stores.memory import MemoryStore
 from tests.conftest import Clock
 from tests.contract import KEY, Browser, spy
@@ -741,3 +742,19 @@ async def test_a_store_that_evicts_keeps_the_index_of_a_user_in_constant_use(
     listed = [len(await storage.sessions_of(owner)) for owner in names]
     assert all([await is_alive(browser) for browser in browsers])
     assert listed == [1 if is_visited else 0] * 20
+
+
+async def test_a_wrapper_that_passes_all_on_is_a_store_too() -> None:
+    class Wrapper:
+        def __init__(self, store: Store) -> None:
+            self._store = store
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._store, name)
+
+    storage = ServerStorage(MemoryStore())
+    storage.store = Wrapper(storage.store)  # type: ignore[assignment]
+    browser = await logged_in(storage, a=1)
+    await browser.do(log_in)
+    assert [info.data for info in await storage.sessions_of("ann")] == [{"a": 1}]
+    assert await storage.end_sessions("ann") == 1
