@@ -129,7 +129,7 @@ class Owners:
         """Enter a session into the index, before its record is written.
 
         :param moves_from: the id from which the session moves to this one; None if it does not.
-        :param lost: an id that the session was to get, and whose entry is removed.
+        :param lost: the id of a former attempt to store the session. Its entry is removed.
         """
         name = self._keys.tail(identity)
         old = None if moves_from is None else self._keys.tail(moves_from)
@@ -312,7 +312,7 @@ class Owners:
             spared = await self._follow(kept)
             due = choose(entries) - _with_successors(spared, entries) - done
             chosen = [name for name in entries if name in due]
-            found = await self._find(chosen)
+            found = self._found(entries, await self._read_all(chosen))
             stays |= {
                 name for name in chosen if found.sessions[name] is None and _may_come(entries[name])
             }
@@ -361,32 +361,33 @@ class Owners:
         were_alive = await asyncio.gather(*map(end, names))
         return {name for name, was_alive in zip(names, were_alive, strict=True) if was_alive}
 
-    async def _find(self, entries: Iterable[str] | Mapping[str, Entry]) -> _Found:
-        """Read the records of sessions, in one round trip where the store can.
+    async def _find(self, entries: Mapping[str, Entry]) -> _Found:
+        """Read the records of all sessions of an index.
 
-        A session that moves meanwhile may be found under neither id. If the record of its former id
-        is a mark, the record of the new id is therefore read again.
+        If a session moves in the meantime, both reads may miss it. So if the record of the former
+        id is a mark, the record of the new id is read again.
         """
-        names = [*entries]
-        if isinstance(entries, Mapping):
-            former = dict.fromkeys(entry.replaces for entry in entries.values())
-            names += [name for name in former if name is not None and name not in entries]
-        records = await self._read_all(names)
+        former = (entry.replaces for entry in entries.values())
+        names = dict.fromkeys([*entries, *filter(None, former)])
+        records = await self._read_all([*names])
         again: set[str] = set()
-        while isinstance(entries, Mapping):
+        while True:
             targets = filter(None, map(moved_to, records.values()))
             new = {name for name in targets if records.get(name) is None} - again
             if not new:
-                break
+                return self._found(entries, records)
             again |= new
             records.update(await self._read_all([*new]))
+
+    def _found(self, entries: Mapping[str, Entry], records: Mapping[str, bytes | None]) -> _Found:
         sessions = {
             name: None if record is None or is_ended(record) else self._read(record)
             for name, record in records.items()
         }
-        return _Found(entries if isinstance(entries, Mapping) else {}, records, sessions)
+        return _Found(entries, records, sessions)
 
     async def _read_all(self, names: Sequence[str]) -> dict[str, bytes | None]:
+        """Read the records of sessions, in one round trip where the store can."""
         reads = (_read(self._store(), self._keys.at(name)) for name in names)
         return dict(zip(names, await asyncio.gather(*reads), strict=True))
 
@@ -472,7 +473,7 @@ def _remove(entries: Entries, names: Iterable[str]) -> bool:
 
 
 def _put(entries: Entries, name: str, entry: Entry) -> None:
-    """Put an entry in its place: that of the session if it is known, and at the end otherwise."""
+    """Put an entry in the place of its session, or at the end if the index lacks the session."""
     if name in entries or entry.replaces not in entries:
         entries[name] = entry
         return
@@ -483,7 +484,7 @@ def _put(entries: Entries, name: str, entry: Entry) -> None:
 
 
 def _newest_first(entries: Mapping[str, Entry]) -> list[str]:
-    """Return the names, the latest login first, whatever the clocks of the processes say."""
+    """Return the names, the latest login first. The clocks of the processes have no influence."""
     return [*entries][::-1]
 
 

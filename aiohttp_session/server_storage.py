@@ -227,7 +227,7 @@ class ServerStorage(LifecycleStorage):
             if not self._has_cookie(request, response):
                 return
             if session._renew and session._record is None and session._replaces is None:
-                # A logout with a former id, whose load found a mark, ends the session as well.
+                # If the load found a mark, the cookie has a former id. The logout follows the mark.
                 session._replaces = self.load_cookie(request)
         if await self._store(session):
             identity = "" if session.empty else str(session.identity)
@@ -394,7 +394,7 @@ class ServerStorage(LifecycleStorage):
     ) -> bytes:
         """Store a session under an id.
 
-        :param lost: the id of a former attempt, whose record may still be written.
+        :param lost: the id of a former attempt. The store may still write a record under this id.
         :param is_chosen: the id may have been used before, or be used again. A late write would
             be harmful, so the record is stored by a swap.
         """

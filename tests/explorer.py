@@ -77,7 +77,7 @@ class Scenario:
 
     :param placement: the names of the requests of each process.
     :param initial: the sessions in the records, by their ids.
-    :param expiring: the ids of the sessions whose records may expire, unless they are replaced.
+    :param expiring: the ids under which a record may expire, unless a request replaces the record.
     """
 
     name: str
@@ -243,7 +243,7 @@ class Explorer:
                 yield "begin", number, tuple(left), tuple(cookies)
 
     def _cookies(self, state: State, name: str) -> list[str | None]:
-        """Return the cookies that a request may send: its own, and those of earlier responses."""
+        """Return the cookies that a request may send: its own, and any from earlier responses."""
         cookies = [self.scenario.actors[name].request.sent]
         requests = [r for node in state.nodes for r in node.requests.values() if r.cookie]
         for _ in requests:

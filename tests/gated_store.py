@@ -1,4 +1,4 @@
-"""Processes of which one call of the store can be held, or lost, and applied late."""
+"""Processes that use a store in which a test can hold or lose a call, and apply the call late."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Gate:
 
 
 class Gated(Store):
-    """A store of which a call can be held or lost. Either way it is applied later."""
+    """A store in which a test can hold or lose a call. The store applies the call later."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -154,7 +154,7 @@ class Process:
         return cookie
 
     async def live(self, *cookies: str | None) -> list[str]:
-        """Return those of the cookies that lead to a session."""
+        """Return the cookies that lead to a session."""
         return [one for one in cookies if one is not None and not (await self.load(one)).empty]
 
 

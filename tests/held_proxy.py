@@ -1,4 +1,4 @@
-"""A proxy whose network holds what was sent, in either direction, and delivers it late."""
+"""A proxy that holds the bytes of either direction, and delivers them late."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class HeldProxy(Proxy):
         self._channels: dict[object, _Channel] = {}  # by the writer to the client
         self._of_new = False, False
         self.held = 0
-        """The number of reads from clients of which something was ever held."""
+        """How many chunks from clients the proxy has held, in whole or in part."""
         self.on_request: Callable[[], object] = lambda: None
         """Called with each read from a client, before it is passed on or held."""
 
@@ -59,7 +59,7 @@ class HeldProxy(Proxy):
             channel.release()
 
     def release_one(self, number: int) -> None:
-        """Release one of the connections of which something is held."""
+        """Release one connection, if the proxy holds any of its bytes."""
         if holding := [channel for channel in self._channels.values() if channel.is_holding]:
             holding[number % len(holding)].release()
 
@@ -165,7 +165,7 @@ class _Stream:
     def __init__(self) -> None:
         self.kept = bytearray()
         self.writer: asyncio.StreamWriter | None = None
-        """What passes the bytes on; None if nobody takes them any more."""
+        """The task that passes the bytes on; None if the receiver is gone."""
         self._is_held = False
         self._has_ended = False
         self._allowed = 0  # bytes that are still passed on

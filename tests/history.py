@@ -41,7 +41,7 @@ class Request:
     sent: str | None = None
     """The session id in the request's cookie."""
     owner: str | None = None
-    """The owner whose sessions are listed or ended, or who becomes the session's owner."""
+    """The owner whose sessions the request lists or ends, or whom the request makes the owner."""
     target: str | None = None
     """The id of the session that the handle names."""
     handle: str = ""
@@ -79,7 +79,7 @@ class Lineage:
     maker: Request | None = None
     """The request that made the session; None if the session is older than all requests."""
     requests: list[Request] = field(default_factory=list)
-    """The requests whose cookie contained one of the ids."""
+    """The requests that sent one of the ids in their cookie."""
 
 
 @dataclass
@@ -87,7 +87,7 @@ class History:
     """What has happened.
 
     :param initial: the sessions that were saved before all requests, by their ids.
-    :param expiring: the ids of the sessions whose records may have expired.
+    :param expiring: the ids under which a record may have expired.
     :param most: the storage's ``max_per_owner``.
     :param is_well: whether no fault occurred.
     """

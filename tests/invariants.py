@@ -90,7 +90,7 @@ def one_renewal_wins(history: History) -> Problems:
 
 
 def dropped_changes_nothing(history: History) -> Problems:
-    """A request whose changes were dropped sets no cookie and revives nothing.
+    """A request sets no cookie and revives nothing if its changes were dropped.
 
     Changes are dropped only if another request has ended the session, or has renewed its id. The
     request removes what it has created.

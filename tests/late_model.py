@@ -20,7 +20,7 @@ from tests.waiting import PATIENCE, turns, until
 
 OWNERS = ("ann", "bob")
 BROWSERS = ("S0", "S1", "S2")
-"""The sessions of the browsers at first: two of ann, and one of nobody."""
+"""The sessions that the browsers have at first: two belong to ann, and one has no owner."""
 
 Act: TypeAlias = Callable[[Session, Request], object]
 
@@ -53,7 +53,7 @@ class Delay(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """A process is told that the connections are gone of which something is held."""
+    """A process learns that its connections with held bytes are gone."""
 
     process: int
 

@@ -60,9 +60,10 @@ def begin(lanes: Lanes, letter: bytes) -> asyncio.Task[None]:
     return asyncio.ensure_future(lanes.change("k", UNSEEN, append(letter)))
 
 
-async def test_what_waits_gets_the_error_of_its_own_swap() -> None:
-    store = HeldStore()
-    lanes = Lanes(SimpleNamespace(store=store))
+async def send_second(
+    store: HeldStore, lanes: Lanes
+) -> tuple[asyncio.Task[None], asyncio.Future[None]]:
+    """Return a change that waited for another one, and its swap, which the store holds."""
     first = begin(lanes, b"1")
     swap = await store.swaps.get()
     second = begin(lanes, b"2")
@@ -70,6 +71,13 @@ async def test_what_waits_gets_the_error_of_its_own_swap() -> None:
     swap.set_result(None)
     swap = await store.swaps.get()
     assert first.done()
+    return second, swap
+
+
+async def test_what_waits_gets_the_error_of_its_own_swap() -> None:
+    store = HeldStore()
+    lanes = Lanes(SimpleNamespace(store=store))
+    second, swap = await send_second(store, lanes)
     third = begin(lanes, b"3")
     await asyncio.sleep(0)
     # Nothing is known of the record then, so it is read again.
@@ -86,13 +94,7 @@ async def test_what_waits_gets_the_error_of_its_own_swap() -> None:
 async def test_finish_waits_for_all_that_wait() -> None:
     store = HeldStore()
     lanes = Lanes(SimpleNamespace(store=store))
-    first = begin(lanes, b"1")
-    swap = await store.swaps.get()
-    second = begin(lanes, b"2")
-    await asyncio.sleep(0)
-    swap.set_result(None)
-    swap = await store.swaps.get()
-    assert first.done()
+    second, swap = await send_second(store, lanes)
     second.cancel()
     finish = asyncio.ensure_future(lanes.finish())
     await asyncio.sleep(0)
@@ -126,13 +128,7 @@ async def test_each_waits_for_its_own_time(loop_clock: LoopClock) -> None:
 async def test_the_end_of_the_event_loop_leaves_nobody_waiting() -> None:
     store = HeldStore()
     lanes = Lanes(SimpleNamespace(store=store))
-    first = begin(lanes, b"1")
-    swap = await store.swaps.get()
-    second = begin(lanes, b"2")
-    await asyncio.sleep(0)
-    swap.set_result(None)
-    await store.swaps.get()
-    assert first.done()
+    second, _ = await send_second(store, lanes)
     [drain] = lanes._here.get().drains
     drain.cancel()
     with pytest.raises(asyncio.CancelledError):
